@@ -1,0 +1,4 @@
+"""Sweep YAML to Kubernetes Jobs to a table of results; never imports torch, never the heavy trainer.
+
+Imports go one way: cli → controller, results → render, cluster → sweep → trainer's torch-free contract.
+"""

@@ -1,0 +1,102 @@
+"""What the controller sees of a place where Jobs run, and the few things it can do to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A Kubernetes condition that is True."""
+
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class ObservedPod:
+    """The last seen state of a pod (locally: of the process that stands for it). Times in Unix seconds."""
+
+    uid: str
+    phase: str  # Pending, Running, Succeeded, Failed
+    ready: bool = False
+    node: str | None = None
+    deleting: bool = False
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
+    pod_reason: str | None = None  # Evicted, DeadlineExceeded, …
+    waiting_reason: str | None = None  # ImagePullBackOff, CreateContainerConfigError, …
+    waiting_message: str = ""
+    exit_code: int | None = None
+    exit_reason: str | None = None  # Completed, Error, OOMKilled, StartError
+    message: str = ""  # the termination message
+    started_at: float | None = None
+    finished_at: float | None = None
+
+
+@dataclass(frozen=True)
+class ObservedJob:
+    """A Job as its owner (the Job controller) reports it, with the pods known for it."""
+
+    name: str
+    uid: str
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    created_at: float
+    suspended: bool = False
+    deleting: bool = False
+    conditions: Mapping[str, Condition] = field(default_factory=dict)  # Complete, Failed, …
+    pods: tuple[ObservedPod, ...] = ()
+    gpus: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Only Complete and Failed are final."""
+        return "Complete" in self.conditions or "Failed" in self.conditions
+
+
+class Created(Enum):
+    """What became of a create: made, there already and ours, or the name is someone else's."""
+
+    CREATED = "created"
+    EXISTS = "exists"
+    CONFLICT = "conflict"
+
+
+class Cluster(Protocol):
+    """The one door to where Jobs run. Sweeps, Jobs and records are JSON-like dicts at this door."""
+
+    def put_sweep(self, sweep: Mapping[str, Any]) -> bool:
+        """Store the Sweep object by metadata.name; False when an equal one is stored already."""
+
+    def sweeps(self) -> list[dict[str, Any]]:
+        """All stored Sweep objects (metadata with uid, spec, status), by name."""
+
+    def put_control(self, sweep: str, control: Mapping[str, Any]) -> None:
+        """Replace spec.control of a sweep: {suspend, cancel[], retry[], evals[], prune}."""
+
+    def put_status(self, sweep: str, status: Mapping[str, Any]) -> None:
+        """Store status if it differs from what is stored."""
+
+    def jobs(self, sweep: str) -> list[ObservedJob]:
+        """The sweep's Jobs, finished ones included as long as they exist."""
+
+    def create_job(self, manifest: Mapping[str, Any]) -> Created:
+        """Create the Job; harmless when it exists already."""
+
+    def delete_job(self, name: str) -> None:
+        """Delete the Job and end its pods (SIGTERM, grace, SIGKILL); absent is fine."""
+
+    def records(self, sweep: str) -> dict[str, dict[str, Any]]:
+        """Attempt records of a sweep by Job name."""
+
+    def put_record(self, sweep: str, job: str, record: Mapping[str, Any]) -> bool:
+        """Store an attempt's record once: False when one exists, which then stays as it is."""
+
+    def logs(self, job: str, *, follow: bool = False, tail: int | None = None) -> Iterator[str]:
+        """Log lines of a Job's newest pod; follow goes on until it ends."""
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when something may have changed, at the latest after `timeout_s`."""

@@ -1,0 +1,243 @@
+"""Every trainer setting: what a run is (`TrainConfig`), where it runs (`TrainPlace`), how it is measured (`EvalConfig`).
+
+Torch-free. A run's identity is its TrainConfig and nothing else; places, devices and tags never enter it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+CONFIG_VERSION = 1
+"""Bumped when a default of TrainConfig changes, so that old run ids keep their meaning."""
+
+QuantType = Literal["int4", "int4_sym", "bnb_nf4", "bnb_fp4", "none"]
+Dtype = Literal["bf16", "fp32"]
+AdapterForm = Literal["adapter", "merged"]
+DEFAULT_TASKS = ["hellaswag", "arc_easy", "arc_challenge", "winogrande", "mmlu"]
+
+
+def _integral(value: object) -> object:
+    """A float without a fraction is an int: YAML, JSON and Kubernetes spell 2 and 2.0 alike."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _finite(value: object) -> object:
+    """Refuse nan and infinity here, so that the message says what the value must be."""
+    try:
+        number = float(value) if isinstance(value, (int, float, str)) else 0.0
+    except ValueError:
+        return value
+    if not math.isfinite(number):
+        raise ValueError("must be a finite number")
+    # -0.0 and 0.0 are one value, so they must be one run.
+    return value + 0.0 if isinstance(value, float) else value
+
+
+Int = Annotated[int, BeforeValidator(_integral)]
+Float = Annotated[float, BeforeValidator(_finite)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown names are errors, values are checked once and then frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelSettings(Settings):
+    """Which teacher, and how the student is made of it."""
+
+    model_name: str = Field(
+        "Qwen/Qwen3-4B-Instruct-2507",
+        min_length=1,
+        description="Teacher: a hub repository, a local folder, or package:NAME/FILE.gguf "
+        "(a GGUF file inside an installed Python package, converted once).",
+    )
+    model_revision: str = Field("main", min_length=1, description="Hub revision of the teacher.")
+    mixed_precision: Dtype = Field("bf16", description="Dtype the models compute in.")
+    quant_type: QuantType = Field("int4", description="How the student's base is quantised.")
+    group_size: Int = Field(128, ge=8, le=4096, description="int4: weights sharing one scale.")
+    qparams_dtype: Dtype = Field(
+        "bf16", description="int4: dtype of scale and zero point; bf16 is what int4 kernels hold."
+    )
+    quantize_lm_head: bool = Field(False, description="Quantise the output head too.")
+
+
+class TrainConfig(ModelSettings):
+    """One run: everything that decides what is trained. Its digest is the run's identity."""
+
+    dataset_name: str = Field(
+        "allenai/tulu-3-sft-mixture",
+        min_length=1,
+        description="A hub dataset, a local .jsonl or .parquet file, or pydoc_topics "
+        "(the English text every Python carries).",
+    )
+    dataset_revision: str = Field("main", min_length=1, description="Hub revision of the data.")
+    dataset_split: str = Field("train", min_length=1, description="Split of a hub dataset.")
+    max_length: Int = Field(1024, ge=8, description="Longest prompt + completion, in tokens.")
+    prompt_length: Int = Field(
+        32, ge=1, description="Rows of plain text: the first tokens that serve as the prompt."
+    )
+    seed: Int = Field(42, ge=0, lt=2**32, description="Seed of data order, λ draws and sampling.")
+    nproc: Int = Field(1, ge=1, le=64, description="Processes (one per GPU); part of the batch.")
+    max_steps: Int = Field(1000, ge=1, description="Optimiser steps.")
+    per_device_train_batch_size: Int = Field(4, ge=1, description="Sequences per micro-batch.")
+    gradient_accumulation_steps: Int = Field(2, ge=1, description="Micro-batches per step.")
+    learning_rate: Float = Field(1e-5, gt=0, lt=1, description="Peak learning rate of AdamW.")
+    weight_decay: Float = Field(0.0, ge=0, lt=1, description="Decoupled weight decay.")
+    warmup_ratio: Float = Field(0.2, ge=0, le=1, description="Share of steps with rising rate.")
+    max_grad_norm: Float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    lmbda: Float = Field(1.0, ge=0, le=1, description="Share of sequences the student samples.")
+    beta: Float = Field(1.0, ge=0, le=1, description="0 forward KL, 1 reverse KL, between: JSD.")
+    seq_kd: bool = Field(False, description="Off-policy completions are written by the teacher.")
+    temperature: Float = Field(0.9, gt=0, le=10, description="Sampling temperature of rollouts.")
+    loss_temperature: Float = Field(1.0, gt=0, le=10, description="Temperature inside the loss.")
+    max_new_tokens: Int = Field(128, ge=1, description="Longest rollout, in tokens.")
+    min_new_tokens: Int = Field(
+        16, ge=0, description="No end of turn before this many tokens (or max_new_tokens)."
+    )
+    lora_r: Int = Field(32, ge=1, le=1024, description="Rank of the adapter.")
+    lora_alpha: Int = Field(0, ge=0, description="LoRA scale is alpha / r; 0 means 2 r.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
+    save_steps: Int = Field(100, ge=1, description="Steps between checkpoints.")
+    save_total_limit: Int = Field(3, ge=1, description="Checkpoints kept.")
+
+    @property
+    def effective_batch(self) -> int:
+        """Sequences per optimiser step and process, as in the lab's bs16 and bs32."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def global_batch(self) -> int:
+        """Sequences per optimiser step over all processes."""
+        return self.effective_batch * self.nproc
+
+    @property
+    def lora_scale(self) -> float:
+        """Factor on B·A: alpha / r."""
+        return (self.lora_alpha or 2 * self.lora_r) / self.lora_r
+
+
+class TrainPlace(Settings):
+    """Where and how a run is executed; never part of its identity."""
+
+    output_dir: str | None = Field(None, description="Run folder; default dump/solo/<run id>.")
+    run_id: str | None = Field(None, description="Name of the run in its records.")
+    resume: bool = Field(True, description="Go on from the newest good checkpoint.")
+    tags: list[str] = Field(default_factory=list, description="Free labels, kept in run.json.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute.")
+    models_dir: str | None = Field(None, description="Where fetched models lie.")
+    micro_batch_split: Int = Field(
+        1, ge=1, description="Cut each micro-batch in this many parts (the out-of-memory remedy)."
+    )
+    stall_minutes: Float = Field(
+        10.0, gt=0, description="Exit 77 after this long without progress (or 20 median steps)."
+    )
+    deterministic: bool = Field(False, description="CUDA: refuse operations that vary by run.")
+
+
+class EvalConfig(Settings):
+    """What an evaluation measures, and on which models."""
+
+    lora_paths: list[str] = Field(
+        default_factory=list, description="Run folders, checkpoints or PEFT adapters to evaluate."
+    )
+    model_name: str | None = Field(None, description="Teacher; default: the adapters' own.")
+    model_revision: str = Field("main", min_length=1, description="Hub revision of the teacher.")
+    quant_type: QuantType | None = Field(
+        None, description="Base of ptq; default: the adapters' own. A conflict is an error."
+    )
+    group_size: Int | None = Field(None, ge=8, description="int4 group; default: the adapters'.")
+    qparams_dtype: Dtype | None = Field(None, description="Default: the adapters' own.")
+    quantize_lm_head: bool | None = Field(None, description="Default: the adapters' own.")
+    mixed_precision: Dtype | None = Field(None, description="Default: the adapters' own.")
+    eval_teacher: bool = Field(True, description="Measure the teacher.")
+    eval_ptq: bool = Field(True, description="Measure the quantised model without an adapter.")
+    variants: list[AdapterForm] = Field(
+        default=["adapter", "merged"],
+        description="Forms of each adapter: as trained; merged and quantised again.",
+    )
+    tasks: list[str] = Field(
+        default=DEFAULT_TASKS,
+        description="lm-eval tasks, or local task files (.yaml); `none` for no task.",
+    )
+    task_data: str | None = Field(
+        None, description="Folder with local copies of the tasks' rows, NAME.jsonl[.gz]."
+    )
+    limit: Int | None = Field(None, ge=1, description="Items per task; default all.")
+    batch_size: Int = Field(32, ge=1, description="Fixed: scores depend on it in bf16.")
+    perplexity_dataset: str = Field(
+        "wikitext", description="wikitext, pydoc_topics, a local .txt file, or none."
+    )
+    perplexity_tokens: Int | None = Field(None, ge=64, description="Tokens of it; default all.")
+    window: Int = Field(1024, ge=32, description="Perplexity window, in tokens.")
+    stride: Int = Field(512, ge=16, description="Tokens each window adds.")
+
+
+class EvalPlace(Settings):
+    """Where an evaluation runs and where its results go; never part of what it measures."""
+
+    output_dir: str | None = Field(None, description="Results folder; default dump/solo/eval-<hash>.")
+    baselines_dir: str | None = Field(None, description="Shared teacher and ptq results.")
+    run_id: str | None = Field(None, description="Name of the evaluation in its records.")
+    tags: list[str] = Field(default=["eval"], description="Free labels.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute.")
+    models_dir: str | None = Field(None, description="Where fetched models lie.")
+
+
+class FetchConfig(Settings):
+    """What a fetch brings to the volume, once per name and revision."""
+
+    model_name: str | None = Field(None, description="As in train.")
+    model_revision: str = Field("main", min_length=1, description="Hub revision of the model.")
+    dataset_name: str | None = Field(None, description="As in train.")
+    dataset_revision: str = Field("main", min_length=1, description="Hub revision of the data.")
+    models_dir: str | None = Field(None, description="Where fetched models go.")
+    run_id: str | None = Field(None, description="Name of the fetch in its records.")
+
+
+def explicit(settings: Settings) -> dict[str, Any]:
+    """The fields that differ from their defaults, as JSON values, in field order."""
+    defaults = type(settings)()
+    return {
+        name: value
+        for name, value in settings.model_dump(mode="json").items()
+        if getattr(settings, name) != getattr(defaults, name)
+    }
+
+
+def digest(settings: Settings) -> str:
+    """SHA-256 (64 hex) over CONFIG_VERSION and every field that differs from its default.
+
+    Values are hashed after typing, so 0, 0.0 and 1e-5, 1.0e-05 are one value wherever they came from.
+    """
+    canonical = json.dumps(
+        {"config_version": CONFIG_VERSION, **explicit(settings)},
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=True,
+        allow_nan=False,
+    )
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def to_flags(settings: Settings) -> list[str]:
+    """The command-line flags that make `settings`: only what differs from the defaults.
+
+    `trainer.flags.parse` of the result gives equal settings; floats survive exactly (repr).
+    """
+    flags: list[str] = []
+    for name, value in explicit(settings).items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, list):
+            # An empty list that replaces a default has no spelling but the word for it.
+            flags += [part for item in value or ["none"] for part in (flag, str(item))]
+        else:
+            flags += [flag, repr(value) if isinstance(value, float) else str(value)]
+    return flags
