@@ -1,0 +1,277 @@
+"""LoRA: the linear that is teacher and student at once, and the adapter's files in PEFT's layout.
+
+PEFT itself is never imported: its import costs 13 s, and what is trained must be exactly what the files say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.config import TrainConfig
+from trainer.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_bytes, write_json
+
+Mode = Literal["teacher", "ptq", "student", "merged", "rollout"]
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass
+class Switch:
+    """Which function all linears of one model compute; shared by them."""
+
+    mode: Mode = "student"
+
+
+class DualLinear(nn.Module):
+    """A frozen linear that reads W as the teacher and Q(W) in every other mode (the output head)."""
+
+    base: Tensor
+
+    def __init__(self, linear: nn.Linear, base: Tensor, switch: Switch) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.switch = switch
+        self.register_buffer("base", base, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight if self.switch.mode == "teacher" else self.base, self.bias)
+
+
+class LoraLinear(DualLinear):
+    """A linear in five modes over one W: the student is Q(W)x + s·B(Ax), LoRA outside the quantiser.
+
+    weight: W, the teacher's own parameter, frozen. base: Q(W), same shape and dtype. lora_A [r, in] and
+    lora_B [out, r]: float32 masters, computed with in W's dtype. dense: for `merged` and `rollout`, a
+    buffer in W's dtype that `Student` fills. Only x is kept for the backward pass, once for all its readers.
+    """
+
+    def __init__(self, linear: nn.Linear, base: Tensor, switch: Switch, r: int, scale: float) -> None:
+        super().__init__(linear, base, switch)
+        self.scale = scale
+        device = linear.weight.device
+        self.lora_A = nn.Parameter(torch.zeros(r, self.in_features, dtype=torch.float32, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, r, dtype=torch.float32, device=device))
+        self.dense: Tensor | None = None
+        self.dense_key: tuple[object, ...] | None = None
+
+    def initialise(self, seed: int, name: str) -> None:
+        """A by Kaiming's uniform rule (as PEFT), drawn from (seed, name) alone; B zero."""
+        key = hashlib.sha256(f"lora_A/{seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little"))
+        bound = 1 / math.sqrt(self.in_features)
+        drawn = torch.empty(self.lora_A.shape, dtype=torch.float32).uniform_(
+            -bound, bound, generator=generator
+        )
+        with torch.no_grad():
+            self.lora_A.copy_(drawn)
+            self.lora_B.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.switch.mode:
+            case "teacher":
+                return F.linear(x, self.weight, self.bias)
+            case "ptq":
+                return F.linear(x, self.base, self.bias)
+            case "student":
+                low_rank = F.linear(x, self.lora_A.to(x.dtype)) * self.scale
+                return F.linear(x, self.base, self.bias) + F.linear(low_rank, self.lora_B.to(x.dtype))
+            case "merged" | "rollout":
+                return F.linear(x, self.filled(), self.bias)
+
+    def filled(self) -> Tensor:
+        """The dense weight of `merged` and `rollout`."""
+        if self.dense is None:
+            raise RuntimeError("dense weights are filled by Student.mode, which was not entered")
+        return self.dense
+
+    @torch.no_grad()
+    def plus_delta(self, weight: Tensor) -> Tensor:
+        """weight + s·B·A in float32."""
+        return torch.addmm(weight.float(), self.lora_B, self.lora_A, alpha=self.scale)
+
+
+class Adapter(NamedTuple):
+    """A LoRA adapter as read from files.
+
+    tensors: float32, by module name and part (`model.layers.0.mlp.up_proj.lora_A`), all of rank r.
+    The factor on B·A is alpha / r for every module. meta: adapter_config.json as it is.
+    """
+
+    tensors: dict[str, Tensor]
+    r: int
+    alpha: float
+    meta: dict[str, Any]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.r
+
+
+def save_adapter(tensors: Mapping[str, Tensor], folder: Path, config: TrainConfig) -> None:
+    """Write adapter_model.safetensors and adapter_config.json: same tensors, same bytes.
+
+    `tensors`: float32 by module name and part, as `Student.lora_tensors()` gives them.
+    """
+    from safetensors.torch import save
+
+    named = {
+        f"{PEFT_PREFIX}{name}.weight": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()
+    }
+    targets = sorted({name.rsplit(".", 2)[-2] for name in tensors})
+    write_bytes(folder / ADAPTER_WEIGHTS, save(named, metadata={"format": "pt"}))
+    write_json(folder / ADAPTER_CONFIG, _peft_config(config, targets))
+
+
+def _peft_config(config: TrainConfig, targets: list[str]) -> dict[str, Any]:
+    return {
+        "alpha_pattern": {},
+        "base_model_name_or_path": config.model_name,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+        "lora_alpha": config.lora_alpha or 2 * config.lora_r,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": config.lora_r,
+        "rank_pattern": {},
+        "revision": config.model_revision,
+        "target_modules": targets,
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": False,
+    }
+
+
+def load_adapter(path: Path) -> Adapter:
+    """Read any PEFT LoRA adapter of plain linears: ranks and alphas per module and rsLoRA are folded in.
+
+    Modules of a smaller rank are padded with zeros and B takes up a module's own factor, so that one r and
+    alpha hold for all. Raises ValueError for a folder that holds no adapter, or one of another kind.
+    """
+    config_file, weights_file = Path(path) / ADAPTER_CONFIG, Path(path) / ADAPTER_WEIGHTS
+    missing = [file.name for file in (config_file, weights_file) if not file.is_file()]
+    if missing:
+        raise ValueError(
+            f"{path}: not a PEFT adapter, {' and '.join(missing)} missing; give a folder that holds both"
+        )
+    try:
+        meta: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{config_file}: not JSON, got {error}; save the adapter again") from error
+    _check_supported(config_file, meta)
+    tensors = _read_tensors(weights_file)
+    ranks = {name: len(tensor) for name, tensor in tensors.items() if name.endswith("lora_A")}
+    r = max(ranks.values())
+    return Adapter(_one_rank(tensors, ranks, r, meta), r, r * _scale(meta, None, int(meta["r"])), meta)
+
+
+def _check_supported(place: Path, meta: dict[str, Any]) -> None:
+    """Raise ValueError for everything in the adapter that a plain pair of A and B does not say."""
+    wanted: dict[str, tuple[object, ...]] = {
+        "peft_type": ("LORA",),
+        "bias": ("none", None),
+        **{name: (False, None, [], {}) for name in _UNSUPPORTED},
+    }
+    faults = [
+        f"{place}: {name} is not supported, got {meta[name]!r}; only plain LoRA on linear layers is"
+        for name, allowed in wanted.items()
+        if name in meta and meta[name] not in allowed
+    ]
+    init = meta.get("init_lora_weights")
+    if isinstance(init, str) and init not in _INITS_THAT_KEEP_W:
+        faults.append(
+            f"{place}: init_lora_weights changes the base, got {init!r}; convert the adapter to plain LoRA "
+            "(PEFT: save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    for name in ("r", "lora_alpha"):
+        if not isinstance(meta.get(name), (int, float)) or meta[name] <= 0:
+            faults.append(f"{place}: {name} must be a positive number, got {meta.get(name)!r}; save it again")
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+_UNSUPPORTED = (
+    "use_dora",
+    "modules_to_save",
+    "fan_in_fan_out",
+    "lora_bias",
+    "use_qalora",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+)
+_INITS_THAT_KEEP_W = ("gaussian", "orthogonal", "eva")
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    """Float32 tensors by module name and part, PEFT's prefix and suffix taken off."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        stored = load(file.read_bytes())
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file}: not a safetensors file, got {error}; copy or save the adapter again"
+        ) from error
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in stored.items():
+        match = re.fullmatch(r"(?:base_model\.model\.)?(.+\.lora_[AB])(?:\.default)?\.weight", key)
+        if match is None or tensor.dim() != 2:
+            raise ValueError(
+                f"{file}: not a LoRA matrix, got {key!r}; only plain LoRA on linear layers is read"
+            )
+        tensors[match[1]] = tensor.float()
+    modules = {name.rpartition(".")[0] for name in tensors}
+    for module in sorted(modules):
+        a, b = tensors.get(f"{module}.lora_A"), tensors.get(f"{module}.lora_B")
+        if a is None or b is None or a.shape[0] != b.shape[1]:
+            shapes = [None if part is None else tuple(part.shape) for part in (a, b)]
+            raise ValueError(
+                f"{file}: A and B of {module} do not belong together, got {shapes}; save it again"
+            )
+    if not modules:
+        raise ValueError(f"{file}: holds no LoRA matrices, got an empty file; save the adapter again")
+    return tensors
+
+
+def _scale(meta: dict[str, Any], module: str | None, rank: int) -> float:
+    """PEFT's factor on B·A: alpha / rank (rsLoRA: alpha / √rank), alpha_pattern's first match going first."""
+    alpha = float(meta["lora_alpha"])
+    if module is not None:
+        for pattern, own in (meta.get("alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                alpha = float(own)
+                break
+    return alpha / (math.sqrt(rank) if meta.get("use_rslora") else rank)
+
+
+def _one_rank(
+    tensors: dict[str, Tensor], ranks: dict[str, int], r: int, meta: dict[str, Any]
+) -> dict[str, Tensor]:
+    """The same functions with rank `r` and the default factor for every module."""
+    common = _scale(meta, None, int(meta["r"]))
+    result: dict[str, Tensor] = {}
+    for name_a, rank in ranks.items():
+        module = name_a.rpartition(".")[0]
+        factor = _scale(meta, module, rank) / common
+        a, b = tensors[name_a], tensors[f"{module}.lora_B"] * factor
+        result[name_a] = F.pad(a, (0, 0, 0, r - rank))
+        result[f"{module}.lora_B"] = F.pad(b, (0, r - rank))
+    return result

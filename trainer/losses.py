@@ -1,0 +1,170 @@
+"""Generalised Jensen-Shannon divergence between teacher and student, from logits or fused with the heads.
+
+With P = teacher and S = student, both softmax(logits / temperature) over the whole vocabulary, and
+M = βP + (1 - β)S: JSD_β = β KL(P‖M) + (1 - β) KL(S‖M), except that β = 0 is the forward KL(P‖S) and β = 1 the
+reverse KL(S‖P) (arXiv 2306.13649; orientation as in TRL's GKDTrainer). JSD_β goes to 0 as β does, so losses
+of different β are on different scales.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def generalized_jsd(
+    student_logits_NV: Tensor, teacher_logits_NV: Tensor, beta: float, temperature: float = 1.0
+) -> Tensor:
+    """Divergence of each row in nats, float32 or wider: the readable twin of `fused_jsd`.
+
+    Shapes: logits [rows, vocabulary]; result [rows]. Differentiable with respect to both logits.
+    Raises ValueError for unequal vocabularies, a beta outside [0, 1] or a temperature that is not positive.
+    """
+    _check(teacher_logits_NV.shape[-1], student_logits_NV.shape[-1], beta, temperature)
+    dtype = torch.promote_types(student_logits_NV.dtype, torch.float32)
+    log_s_NV = torch.log_softmax(student_logits_NV.to(dtype) / temperature, dim=-1)
+    log_p_NV = torch.log_softmax(teacher_logits_NV.to(dtype) / temperature, dim=-1)
+    if beta == 0:
+        return _kl(log_p_NV, log_s_NV)
+    if beta == 1:
+        return _kl(log_s_NV, log_p_NV)
+    log_m_NV = torch.logaddexp(log_p_NV + math.log(beta), log_s_NV + math.log1p(-beta))
+    return beta * _kl(log_p_NV, log_m_NV) + (1 - beta) * _kl(log_s_NV, log_m_NV)
+
+
+def fused_jsd(
+    student_hidden_NH: Tensor,
+    student_head_VH: Tensor,
+    teacher_hidden_NH: Tensor,
+    teacher_head_VH: Tensor,
+    beta: float,
+    temperature: float = 1.0,
+    chunk_rows: int = 256,
+) -> Tensor:
+    """Sum over rows of `generalized_jsd` of the two heads' logits, in nats, without the logits of all rows.
+
+    Shapes: hidden [rows, width], head [vocabulary, width]; the widths of teacher and student may differ.
+    Result: a float32 scalar, the sum (the caller divides by the step's completion tokens), differentiable
+    with respect to `student_hidden_NH` alone, once. Give it completion rows only: every row counts.
+    `chunk_rows` rows of logits are alive at a time, in float32; the gradient is closed-form (the softmaxes
+    are still there when the loss is), so the work is 6·N·H·V floating-point operations: two projections and
+    one gradient GEMM, which is what the unchunked way needs with frozen heads.
+    Raises ValueError as `generalized_jsd`, and for a head that requires a gradient.
+    """
+    _check(len(teacher_head_VH), len(student_head_VH), beta, temperature)
+    if student_head_VH.requires_grad or teacher_head_VH.requires_grad:
+        raise ValueError(
+            "loss: the heads must be frozen, got a head that requires a gradient; call requires_grad_(False)"
+        )
+    if len(student_hidden_NH) != len(teacher_hidden_NH):
+        raise ValueError(
+            f"loss: teacher and student must have the same rows, got {len(teacher_hidden_NH)} and "
+            f"{len(student_hidden_NH)}; select the same positions from both"
+        )
+    loss: Tensor = _FusedJsd.apply(  # type: ignore[no-untyped-call]
+        student_hidden_NH,
+        student_head_VH,
+        teacher_hidden_NH.detach(),
+        teacher_head_VH,
+        beta,
+        temperature,
+        chunk_rows,
+    )
+    return loss
+
+
+class _FusedJsd(torch.autograd.Function):
+    """Forward makes loss and gradient together, so that backward is one multiplication."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student_hidden_NH: Tensor,
+        student_head_VH: Tensor,
+        teacher_hidden_NH: Tensor,
+        teacher_head_VH: Tensor,
+        beta: float,
+        temperature: float,
+        chunk_rows: int,
+    ) -> Tensor:
+        want_grad = ctx.needs_input_grad[0]
+        total = torch.zeros((), dtype=torch.float64, device=student_hidden_NH.device)
+        grad_NH = torch.empty_like(student_hidden_NH) if want_grad else None
+        for start in range(0, len(student_hidden_NH), chunk_rows):
+            rows = slice(start, start + chunk_rows)
+            student_CV = _logits(student_hidden_NH[rows], student_head_VH, temperature)
+            teacher_CV = _logits(teacher_hidden_NH[rows], teacher_head_VH, temperature)
+            losses_C, grad_CV = _jsd_and_grad_(student_CV, teacher_CV, beta)
+            total += losses_C.sum(dtype=torch.float64)
+            if grad_NH is not None:
+                grad_CV.div_(temperature)
+                torch.mm(grad_CV.to(student_head_VH.dtype), student_head_VH, out=grad_NH[rows])
+        if grad_NH is not None:
+            ctx.save_for_backward(grad_NH)
+        return total.float()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_NH,) = ctx.saved_tensors
+        return (grad_NH * grad_output.to(grad_NH.dtype), *[None] * 6)
+
+
+def _logits(hidden_CH: Tensor, head_VH: Tensor, temperature: float) -> Tensor:
+    """Float32 logits / temperature: a GEMM in the model's dtype, everything after it in float32."""
+    logits_CV = torch.mm(hidden_CH, head_VH.T).float()
+    return logits_CV if temperature == 1 else logits_CV.div_(temperature)
+
+
+def _jsd_and_grad_(student_CV: Tensor, teacher_CV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Loss of each row and its gradient in the student's logits; both arguments are overwritten.
+
+    With D = log S - log P (reverse) or log S - log M (between), the gradient is S·(D - Σ S·D), times (1 - β)
+    between; for forward KL it is S - P (trainer.md §1.1).
+    """
+    log_s, log_p = _log_softmax_(student_CV), _log_softmax_(teacher_CV)
+    if beta == 0:
+        p = log_p.exp()
+        losses = log_p.sub_(log_s).mul_(p).sum(-1)
+        return losses, log_s.exp_().sub_(p)
+    if beta == 1:
+        d, s = torch.sub(log_s, log_p, out=log_p), log_s.exp_()
+        return _centre_(s, d)
+    log_m = torch.logaddexp(log_p + math.log(beta), log_s + math.log1p(-beta))
+    p = log_p.exp()
+    kl_p = log_p.sub_(log_m).mul_(p).sum(-1)
+    d, s = torch.sub(log_s, log_m, out=log_m), log_s.exp_()
+    kl_s, grad = _centre_(s, d)
+    return beta * kl_p + (1 - beta) * kl_s, grad.mul_(1 - beta)
+
+
+def _centre_(s: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ S·D of each row, and S·(D - Σ S·D) in `d`'s memory; `s` is overwritten."""
+    weighted = d.mul_(s)
+    mean = weighted.sum(-1)
+    return mean, weighted.sub_(s.mul_(mean[:, None]))
+
+
+def _log_softmax_(logits: Tensor) -> Tensor:
+    return logits.sub_(torch.logsumexp(logits, dim=-1, keepdim=True))
+
+
+def _kl(log_a_NV: Tensor, log_b_NV: Tensor) -> Tensor:
+    """KL(a‖b) of each row, from log-probabilities."""
+    return (log_a_NV.exp() * (log_a_NV - log_b_NV)).sum(-1)
+
+
+def _check(teacher_vocabulary: int, vocabulary: int, beta: float, temperature: float) -> None:
+    if teacher_vocabulary != vocabulary:
+        raise ValueError(
+            f"loss: teacher and student must share one vocabulary, got {teacher_vocabulary} and {vocabulary} "
+            "entries; distil from a teacher with the student's tokenizer and head size"
+        )
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta: must lie in [0, 1], got {beta}; 0 is forward KL, 1 reverse KL")
+    if not temperature > 0:
+        raise ValueError(f"loss_temperature: must be positive, got {temperature}; 1 is the usual value")

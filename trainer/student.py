@@ -1,0 +1,207 @@
+"""Teacher and student in one model: every decoder linear holds W once and computes any variant of it.
+
+Embeddings and norms are shared; the head is W's in every mode unless `quantize_lm_head`. Q(W) is computed
+once, for W never changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.adapter import Adapter, DualLinear, LoraLinear, Mode, Switch
+from trainer.config import TrainConfig
+from trainer.quant import GROUPED, CodesHash, check_divides, quantise_weight, quantised_linears
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Student:
+    """One model as teacher, ptq, student, merged or rollout; at rest it is the student.
+
+    model: the Hugging Face model, whose linears `build_student` replaced. codes_sha256: hash of Q(W), which
+    names the base an adapter belongs to.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, config: TrainConfig, switch: Switch, codes_sha256: str
+    ) -> None:
+        self.model, self.config, self.codes_sha256 = model, config, codes_sha256
+        self._switch = switch
+        self.linears: dict[str, LoraLinear] = {
+            name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)
+        }
+
+    @contextlib.contextmanager
+    def mode(self, name: Mode) -> Iterator[None]:
+        """Compute as `name` inside the block. Weights of `merged` and `rollout` are made when they are stale.
+
+        Call backward outside of it: recomputed activations (gradient checkpointing) must be the student's.
+        """
+        before = self._switch.mode
+        self._fill_dense(name)
+        self._switch.mode = name
+        try:
+            yield
+        finally:
+            self._switch.mode = before
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        mode: Mode = "student",
+        **inputs: Any,
+    ) -> Tensor:
+        """Hidden states [batch, time, width] after the final norm; `inputs` go to the decoder as they are."""
+        inputs.setdefault("use_cache", False)
+        with self.mode(mode):
+            output = self.model.base_model(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **inputs
+            )
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def head(self, mode: Mode = "student") -> Tensor:
+        """The output projection [vocabulary, width] of a mode; frozen."""
+        head = self.model.get_output_embeddings()
+        return head.base if isinstance(head, DualLinear) and mode != "teacher" else head.weight
+
+    def lora_parameters(self) -> list[nn.Parameter]:
+        """The trained parameters, float32, in the model's order, A before B."""
+        return [part for linear in self.linears.values() for part in (linear.lora_A, linear.lora_B)]
+
+    def lora_tensors(self) -> dict[str, Tensor]:
+        """The trained parameters by module name and part, detached but not copied: what is saved."""
+        return {
+            f"{name}.{part}": getattr(linear, part).detach()
+            for name, linear in self.linears.items()
+            for part in ("lora_A", "lora_B")
+        }
+
+    @torch.no_grad()
+    def load_lora(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy `lora_tensors()` of an equal student back in place: optimisers keep their parameters.
+
+        Raises ValueError when a name or shape differs.
+        """
+        own = self.lora_tensors()
+        faults = [f"adapter: {name} is missing; it belongs to another model" for name in own.keys() - tensors]
+        faults += _faults(tensors, {name: tuple(tensor.shape) for name, tensor in own.items()})
+        if faults:
+            raise ValueError("\n".join(sorted(faults)))
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+    @torch.no_grad()
+    def set_adapter(self, adapter: Adapter) -> None:
+        """Put on an adapter as read from files, of any rank; linears it leaves out get none.
+
+        The parameters are replaced, so an optimiser made before no longer trains them. Raises ValueError when
+        it was made for another base.
+        """
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, linear in self.linears.items():
+            shapes[f"{name}.lora_A"] = (adapter.r, linear.in_features)
+            shapes[f"{name}.lora_B"] = (linear.out_features, adapter.r)
+        faults = _faults(adapter.tensors, shapes)
+        if faults:
+            raise ValueError("\n".join(faults))
+        for name, linear in self.linears.items():
+            for part in ("lora_A", "lora_B"):
+                key = f"{name}.{part}"
+                value = adapter.tensors.get(key, torch.zeros(shapes[key]))
+                # A copy: training this student must not reach into the caller's tensors.
+                setattr(linear, part, nn.Parameter(value.to(linear.weight.device, torch.float32, copy=True)))
+            linear.scale = adapter.scale
+            linear.dense_key = None
+
+    def refresh_rollout(self) -> None:
+        """Make the dense weights of `rollout` now; `mode("rollout")` does so by itself when LoRA changed."""
+        self._fill_dense("rollout")
+
+    def free_dense(self) -> None:
+        """Give back the memory of the dense weights of `merged` and `rollout` (one copy of the linears)."""
+        for linear in self.linears.values():
+            linear.dense, linear.dense_key = None, None
+
+    def weight(self, name: str, mode: Mode) -> Tensor:
+        """The dense weight [out, in] of one linear in a mode; of `student` that is Q(W) without LoRA."""
+        linear = self.linears[name]
+        if mode == "teacher":
+            return linear.weight
+        if mode in ("ptq", "student"):
+            return linear.base
+        return (
+            self._merged(linear) if mode == "merged" else linear.plus_delta(linear.base).to(linear.base.dtype)
+        )
+
+    # Not no_grad alone: buffers made in inference mode could never be written again outside of it.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _fill_dense(self, mode: Mode) -> None:
+        if mode not in ("merged", "rollout"):
+            return
+        for name, linear in self.linears.items():
+            # In-place updates count versions up, so a changed adapter is never served from an old copy.
+            key = (mode, linear.lora_A._version, linear.lora_B._version)
+            if linear.dense_key == key:
+                continue
+            if linear.dense is None:
+                linear.dense = torch.empty_like(linear.base)
+            linear.dense.copy_(self.weight(name, mode))
+            linear.dense_key = key
+
+    def _merged(self, linear: LoraLinear) -> Tensor:
+        """Q(W + s·B·A): the sum in float32, so that bf16 does not swallow a small update before Q sees it."""
+        config = self.config
+        merged = linear.plus_delta(linear.weight)
+        quantised = quantise_weight(merged, config.quant_type, config.group_size, config.qparams_dtype)
+        return quantised.weight.to(linear.weight.dtype)
+
+
+def build_student(model: PreTrainedModel, config: TrainConfig) -> Student:
+    """Replace the linears of `model` in place and freeze everything but LoRA; B is zero, so student = ptq.
+
+    The model computes in the dtype it was loaded in: load it with `dtype=`, for `model.bfloat16()` also
+    rounds the rotary frequencies, which is another model. Raises ValueError when `group_size` does not
+    divide a width.
+    """
+    if config.quant_type in GROUPED:
+        check_divides(model, config.group_size, config.quantize_lm_head)
+    model.requires_grad_(False)
+    switch, codes = Switch(), CodesHash()
+    head = model.get_output_embeddings()
+    for name, linear in quantised_linears(model, config.quantize_lm_head).items():
+        quantised = quantise_weight(linear.weight, config.quant_type, config.group_size, config.qparams_dtype)
+        codes.add(name, quantised)
+        if linear is head:
+            model.set_output_embeddings(DualLinear(linear, quantised.weight, switch))
+            continue
+        replaced = LoraLinear(linear, quantised.weight, switch, config.lora_r, config.lora_scale)
+        replaced.initialise(config.seed, name)
+        model.set_submodule(name, replaced)
+    return Student(model, config, switch, codes.hexdigest())
+
+
+def _faults(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What is wrong with an adapter for a base whose parts have `shapes`."""
+    advice = "it was made for another model or rank"
+    faults = [
+        f"adapter: the model has no such linear, got {name}; {advice}"
+        for name in tensors
+        if name not in shapes
+    ]
+    faults += [
+        f"adapter: {name} must have shape {shapes[name]}, got {tuple(tensor.shape)}; {advice}"
+        for name, tensor in tensors.items()
+        if name in shapes and tuple(tensor.shape) != shapes[name]
+    ]
+    return faults
