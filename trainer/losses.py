@@ -65,7 +65,7 @@ def fused_jsd(
             f"loss: teacher and student must have the same rows, got {len(teacher_hidden_NH)} and "
             f"{len(student_hidden_NH)}; select the same positions from both"
         )
-    loss: Tensor = _FusedJsd.apply(  # type: ignore[no-untyped-call]
+    loss: Tensor = _FusedJsd.apply(
         student_hidden_NH,
         student_head_VH,
         teacher_hidden_NH.detach(),
@@ -73,6 +73,8 @@ def fused_jsd(
         beta,
         temperature,
         chunk_rows,
+        # Inside forward gradients are always off, so it cannot see for itself.
+        torch.is_grad_enabled() and student_hidden_NH.requires_grad,
     )
     return loss
 
@@ -90,8 +92,8 @@ class _FusedJsd(torch.autograd.Function):
         beta: float,
         temperature: float,
         chunk_rows: int,
+        want_grad: bool,
     ) -> Tensor:
-        want_grad = ctx.needs_input_grad[0]
         total = torch.zeros((), dtype=torch.float64, device=student_hidden_NH.device)
         grad_NH = torch.empty_like(student_hidden_NH) if want_grad else None
         for start in range(0, len(student_hidden_NH), chunk_rows):
@@ -108,10 +110,10 @@ class _FusedJsd(torch.autograd.Function):
         return total.float()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (grad_NH,) = ctx.saved_tensors
-        return (grad_NH * grad_output.to(grad_NH.dtype), *[None] * 6)
+        return (grad_NH * grad_output.to(grad_NH.dtype), *[None] * 7)
 
 
 def _logits(hidden_CH: Tensor, head_VH: Tensor, temperature: float) -> Tensor:

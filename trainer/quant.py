@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -90,13 +89,13 @@ def _bnb(weight: Tensor, kind: str) -> Quantised:
     import bitsandbytes.functional as bnb
 
     codes, state = bnb.quantize_4bit(weight.contiguous(), blocksize=BNB_BLOCK, quant_type=kind)
-    dequantised = cast(Tensor, bnb.dequantize_4bit(codes, state))
+    dequantised = bnb.dequantize_4bit(codes, state)
     return Quantised(dequantised.to(weight.dtype).view_as(weight), codes, state.absmax)
 
 
 def quantised_linears(model: nn.Module, lm_head: bool = False) -> dict[str, nn.Linear]:
     """The linears of `model` that quantisation replaces, by name: all but the output head unless asked."""
-    heads = {id(model.get_output_embeddings())} if hasattr(model, "get_output_embeddings") else set()
+    heads = {id(getattr(model, "get_output_embeddings", lambda: None)())}
     return {
         name: module
         for name, module in model.named_modules()
@@ -137,7 +136,7 @@ class CodesHash:
         for part in parts if quantised.codes is not None else (quantised.weight,):
             if part is not None:
                 data = part.detach().cpu().contiguous().flatten().view(torch.uint8)
-                self._sha256.update(memoryview(data.numpy()))
+                self._sha256.update(data.numpy().data)
 
     def hexdigest(self) -> str:
         return self._sha256.hexdigest()

@@ -45,11 +45,18 @@ class Student:
         """
         before = self._switch.mode
         self._fill_dense(name)
-        self._switch.mode = name
+        self._turn(name)
         try:
             yield
         finally:
-            self._switch.mode = before
+            self._turn(before)
+
+    def _turn(self, mode: Mode) -> None:
+        if self._switch.mode != mode:
+            self._switch.mode = mode
+            if self.config.gradient_checkpointing:
+                # Layers recompute in training mode alone, and then drop the cache that rollouts need.
+                self.model.train(mode == "student")
 
     def hidden(
         self,
@@ -60,9 +67,12 @@ class Student:
         mode: Mode = "student",
         **inputs: Any,
     ) -> Tensor:
-        """Hidden states [batch, time, width] after the final norm; `inputs` go to the decoder as they are."""
+        """Hidden states [batch, time, width] after the final norm; `inputs` go to the decoder as they are.
+
+        Only those of the student carry a gradient.
+        """
         inputs.setdefault("use_cache", False)
-        with self.mode(mode):
+        with self.mode(mode), torch.set_grad_enabled(torch.is_grad_enabled() and mode == "student"):
             output = self.model.base_model(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **inputs
             )
@@ -188,7 +198,16 @@ def build_student(model: PreTrainedModel, config: TrainConfig) -> Student:
         replaced = LoraLinear(linear, quantised.weight, switch, config.lora_r, config.lora_scale)
         replaced.initialise(config.seed, name)
         model.set_submodule(name, replaced)
+    if config.gradient_checkpointing:
+        _recompute_activations(model)
+    model.train(config.gradient_checkpointing)
     return Student(model, config, switch, codes.hexdigest())
+
+
+def _recompute_activations(model: PreTrainedModel) -> None:
+    """Hugging Face's checkpointing of decoder layers, under the name this version has for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _faults(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Tiny real models and a tiny real tokenizer, built in memory: the architecture is the point, not the weights."""
+"""Tiny models of real architectures and a tiny real tokenizer, built in memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SHAPE: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., PreTrainedModel]:
-    """make_model("qwen3" | "llama", dtype="float32", seed=0, **config fields) → a fresh model in eval mode."""
+    """make_model("qwen3" | "llama", dtype="float32", seed=0, **config fields): a fresh model, in eval."""
 
     def make(kind: str = "qwen3", dtype: str = "float32", seed: int = 0, **fields: Any) -> PreTrainedModel:
         import torch
