@@ -21,10 +21,17 @@ MAX_RUNS = 10_000
 Scalar = bool | int | float | str
 
 
+VALUE_LIMIT = 1000
+"""Characters of a text value."""
+
+
 def _scalar(value: object) -> object:
-    if isinstance(value, bool | int | float | str):
-        return value
-    raise PydanticCustomError("scalar", "must be a number, a string, true or false")
+    if not isinstance(value, Scalar):
+        raise PydanticCustomError("scalar", "must be a number, text, true or false")
+    # It becomes an argument of a process: no NUL, no line break, no half of a character.
+    if isinstance(value, str) and not (value.isprintable() and len(value) <= VALUE_LIMIT):
+        raise PydanticCustomError("scalar", f"must be at most {VALUE_LIMIT} printable characters")
+    return value
 
 
 def _distinct(value: object) -> object:
@@ -46,6 +53,7 @@ Tags = Annotated[list[Tag], BeforeValidator(_distinct), Field(max_length=16)]
 Seed = Annotated[Int, Field(ge=0, lt=2**32)]
 Seeds = Annotated[list[Seed], BeforeValidator(_distinct), Field(min_length=1, max_length=100)]
 Count = Annotated[Int, Field(ge=0, le=100)]
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=400)]
 ResourceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=63)]
 
 
@@ -187,15 +195,11 @@ class EvalSpec(Spec):
         max_length=32,
         description="lm-eval tasks, or `everyday`, which ships with orch; [] for none.",
     )
-    taskData: str | None = Field(
-        None, min_length=1, max_length=400, description="Folder with local copies of the tasks' rows."
-    )
+    taskData: Text | None = Field(None, description="Folder with local copies of the tasks' rows.")
     limit: Int | None = Field(None, ge=1, le=1_000_000, description="Items per task; default all.")
     batchSize: Int = Field(32, ge=1, le=4096, description="Fixed: scores depend on it in bf16.")
-    perplexity: str = Field(
+    perplexity: Text = Field(
         "wikitext",
-        min_length=1,
-        max_length=400,
         description="Text for perplexity and KL: wikitext, pydoc_topics, a .txt file, or none.",
     )
     perplexityTokens: Int | None = Field(
