@@ -18,6 +18,8 @@ LABEL_STAGE = "orch.dev/stage"
 LABEL_ATTEMPT = "orch.dev/attempt"
 ANNOTATION_DIGEST = "orch.dev/config-digest"
 ANNOTATION_RUN = "orch.dev/run-id"
+ANNOTATION_RUNS = "orch.dev/runs"
+"""Run ids whose adapters an eval Job measures, comma-separated: its own id is only a hash of them."""
 
 JOB_NAME_LIMIT = 52
 """Pods and indexed Jobs append up to 11 characters to it, and a label holds 63."""

@@ -1,0 +1,159 @@
+"""What the controller knows of a sweep: its Jobs, its records and the user's commands, indexed by what they are for.
+
+Pure. A *unit* is what attempts belong to: a run's training, or a fetch, a baseline or an evaluation.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from orchestrator.cluster.base import ObservedJob
+from orchestrator.controller.outcome import AttemptRecord, FailureClass
+from orchestrator.sweep.naming import ANNOTATION_RUN, ANNOTATION_RUNS, LABEL_ATTEMPT, LABEL_STAGE
+from trainer.results import Stage
+
+NODE_LOST_FENCE_S = 180.0
+"""A lost node's pod may still be writing for its grace period (60 s) and this much longer (120 s)."""
+ALL_RUNS = "*"
+
+
+class EvalRequest(BaseModel):
+    """One `orch eval --after`: what is measured unlike `spec.eval` says. None: as there."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    tasks: list[str] | None = None
+    limit: int | None = None
+    evalTeacher: bool = True
+
+
+class Control(BaseModel):
+    """The user's commands, `spec.control`. They are not part of what a sweep is.
+
+    `suspend` starts nothing new and leaves running Jobs alone. `cancel` holds run ids, run names or `*`.
+    `retry` holds names of Jobs: their failures and those before them no longer count. `evals` are measured
+    besides `spec.eval`. `prune` ends Jobs of runs that the sweep no longer has.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    suspend: bool = False
+    cancel: list[str] = Field(default_factory=list)
+    retry: list[str] = Field(default_factory=list)
+    evals: list[EvalRequest] = Field(default_factory=list)
+    prune: bool = False
+
+
+class Unit(NamedTuple):
+    """What attempts belong to; of a training the id is the run's, else a hash of what is done."""
+
+    stage: Stage
+    id: str
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A sweep's surroundings at one moment.
+
+    `created` counts how often this controller made each Job, `conflicts` are names that others hold.
+    """
+
+    jobs: tuple[ObservedJob, ...] = ()
+    records: Mapping[str, AttemptRecord] = field(default_factory=dict)
+    control: Control = field(default_factory=Control)
+    uid: str | None = None
+    created: Mapping[str, int] = field(default_factory=dict)
+    conflicts: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class History:
+    """The attempts of one unit: records by attempt, the Job not recorded yet, and whether a pod still lives."""
+
+    records: tuple[AttemptRecord, ...] = ()
+    job: ObservedJob | None = None
+    fenced: bool = False
+    runs: tuple[str, ...] = ()
+
+    @property
+    def last(self) -> AttemptRecord | None:
+        return self.records[-1] if self.records else None
+
+    @property
+    def done(self) -> AttemptRecord | None:
+        return next((record for record in self.records if record.state == "done"), None)
+
+    @property
+    def attempt(self) -> int:
+        """Number of the newest attempt known, 0 for none."""
+        recorded = self.last.attempt if self.last else 0
+        return max(recorded, attempt_of(self.job) if self.job else 0)
+
+
+def unit_of(job: ObservedJob) -> Unit:
+    return Unit(cast(Stage, job.labels.get(LABEL_STAGE, "")), job.annotations.get(ANNOTATION_RUN, ""))
+
+
+def attempt_of(job: ObservedJob) -> int:
+    text = job.labels.get(LABEL_ATTEMPT, "")
+    return int(text) if text.isdecimal() else 1
+
+
+def runs_of(job: ObservedJob) -> tuple[str, ...]:
+    """The runs whose adapters an eval Job measures."""
+    return tuple(filter(None, job.annotations.get(ANNOTATION_RUNS, "").split(",")))
+
+
+def read_records(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, AttemptRecord]:
+    """Stored records by Job name; what does not fit the schema is left out, so its attempt is run again."""
+    records = {}
+    for job, value in stored.items():
+        try:
+            records[job] = AttemptRecord.model_validate(value)
+        except ValidationError:
+            continue
+    return records
+
+
+def histories(observed: Observed, now: float) -> dict[Unit, History]:
+    """Every unit with an attempt, and all that is known of it at `now` (Unix seconds)."""
+    records: dict[Unit, list[AttemptRecord]] = defaultdict(list)
+    jobs: dict[Unit, list[ObservedJob]] = defaultdict(list)
+    for record in observed.records.values():
+        records[Unit(record.stage, record.run_id)].append(record)
+    for job in observed.jobs:
+        jobs[unit_of(job)].append(job)
+    return {
+        unit: _history(records[unit], jobs[unit], observed.records, now)
+        for unit in dict.fromkeys((*jobs, *records))
+    }
+
+
+def _history(
+    records: list[AttemptRecord],
+    jobs: list[ObservedJob],
+    recorded: Mapping[str, AttemptRecord],
+    now: float,
+) -> History:
+    ordered = tuple(sorted(records, key=lambda record: record.attempt))
+    open_jobs = sorted((job for job in jobs if job.name not in recorded), key=attempt_of)
+    runs = next((record.runs for record in ordered if record.runs), ())
+    return History(
+        records=ordered,
+        job=open_jobs[-1] if open_jobs else None,
+        fenced=any(_alive(job, recorded.get(job.name), now) for job in jobs),
+        runs=runs or next((runs_of(job) for job in jobs if runs_of(job)), ()),
+    )
+
+
+def _alive(job: ObservedJob, record: AttemptRecord | None, now: float) -> bool:
+    """Whether a pod of the Job may still write into the run's folder."""
+    living = any(pod.phase in ("Pending", "Running") for pod in job.pods)
+    if not living or record is None or record.failure is not FailureClass.NODE_LOST:
+        return living
+    return now < (record.finished_at or job.created_at) + NODE_LOST_FENCE_S
