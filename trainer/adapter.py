@@ -169,10 +169,13 @@ def load_adapter(path: Path) -> Adapter:
         raise ValueError(
             f"{path}: not a PEFT adapter, {' and '.join(missing)} missing; give a folder that holds both"
         )
+    text = config_file.read_bytes()
     try:
-        meta: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{config_file}: not JSON, got {error}; save the adapter again") from error
+        meta = json.loads(text)
+    except ValueError:
+        meta = None
+    if not isinstance(meta, dict):
+        raise ValueError(f"{config_file}: not a JSON object, got {text[:40]!r}; save the adapter again")
     _check_supported(config_file, meta)
     tensors = _read_tensors(weights_file)
     ranks = {name: len(tensor) for name, tensor in tensors.items() if name.endswith("lora_A")}
