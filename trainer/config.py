@@ -237,7 +237,12 @@ def to_flags(settings: Settings) -> list[str]:
             flags.append(flag if value else flag.replace("--", "--no-", 1))
         elif isinstance(value, list):
             # An empty list that replaces a default has no spelling but the word for it.
-            flags += [part for item in value or ["none"] for part in (flag, str(item))]
+            flags += [part for item in value or ["none"] for part in _flag(flag, str(item))]
         else:
-            flags += [flag, repr(value) if isinstance(value, float) else str(value)]
+            flags += _flag(flag, repr(value) if isinstance(value, float) else str(value))
     return flags
+
+
+def _flag(flag: str, text: str) -> list[str]:
+    # Text that looks like a flag would be read as the next flag.
+    return [f"{flag}={text}"] if text.startswith(("-", "@")) else [flag, text]

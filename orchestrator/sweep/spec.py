@@ -6,7 +6,7 @@ converted: a quoted number is not a number.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, StringConstraints
 from pydantic_core import PydanticCustomError
@@ -50,9 +50,12 @@ Axes = Annotated[dict[ParamName, Axis], Field(min_length=1, max_length=16)]
 RunName = Annotated[str, StringConstraints(pattern=RUN_NAME, max_length=RUN_NAME_LIMIT)]
 Tag = Annotated[str, StringConstraints(pattern=TAG, max_length=63)]
 Tags = Annotated[list[Tag], BeforeValidator(_distinct), Field(max_length=16)]
-Seed = Annotated[Int, Field(ge=0, lt=2**32)]
+# Bounds stand inside and before the validator: only so does the JSON schema, and with it the CRD, have them.
+WHOLE = get_args(Int)[1]
+FINITE = get_args(Float)[1]
+Seed = Annotated[int, Field(ge=0, lt=2**32), WHOLE]
 Seeds = Annotated[list[Seed], BeforeValidator(_distinct), Field(min_length=1, max_length=100)]
-Count = Annotated[Int, Field(ge=0, le=100)]
+Count = Annotated[int, Field(ge=0, le=100), WHOLE]
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=400)]
 ResourceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=63)]
 
@@ -153,8 +156,8 @@ class Scheduling(Spec):
     )
     parallelism: Int = Field(50, ge=1, le=MAX_RUNS, description="Jobs of this sweep at once.")
     canary: bool = Field(False, description="Start one run first, the others once it trains.")
-    gpuHours: Float | None = Field(
-        None, gt=0, le=1e7, description="Start no new Job after this many GPU-hours."
+    gpuHours: Annotated[float, Field(gt=0, le=1e7), FINITE] | None = Field(
+        None, description="Start no new Job after this many GPU-hours."
     )
 
 
@@ -196,14 +199,16 @@ class EvalSpec(Spec):
         description="lm-eval tasks, or `everyday`, which ships with orch; [] for none.",
     )
     taskData: Text | None = Field(None, description="Folder with local copies of the tasks' rows.")
-    limit: Int | None = Field(None, ge=1, le=1_000_000, description="Items per task; default all.")
+    limit: Annotated[int, Field(ge=1, le=1_000_000), WHOLE] | None = Field(
+        None, description="Items per task; default all."
+    )
     batchSize: Int = Field(32, ge=1, le=4096, description="Fixed: scores depend on it in bf16.")
     perplexity: Text = Field(
         "wikitext",
         description="Text for perplexity and KL: wikitext, pydoc_topics, a .txt file, or none.",
     )
-    perplexityTokens: Int | None = Field(
-        None, ge=64, le=100_000_000, description="Tokens of it; default all."
+    perplexityTokens: Annotated[int, Field(ge=64, le=100_000_000), WHOLE] | None = Field(
+        None, description="Tokens of it; default all."
     )
     variants: Annotated[list[AdapterForm], BeforeValidator(_distinct)] = Field(
         default=["adapter", "merged"],
