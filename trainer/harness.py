@@ -1,0 +1,355 @@
+"""lm-eval: tasks by the harness's own definitions, scored with our own batches. The one importer of lm_eval.
+
+The harness reads rows and prompts and decides what is right; `StudentLM` only answers log-likelihoods, from
+the logits of the continuation's rows alone and in fixed batches, since scores depend on them in bf16.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import lm_eval.tasks
+import torch
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.evaluator import evaluate as run_harness
+from lm_eval.tasks._yaml_loader import load_yaml
+from torch import Tensor
+
+from trainer.flags import UsageError
+from trainer.perplexity import log_probs, row_chunks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from trainer.adapter import Mode
+    from trainer.student import Student
+
+OWN_TASKS = Path(__file__).parent / "tasks"
+HARNESS_TASKS = Path(lm_eval.tasks.__file__).parent
+KNOWN = {
+    "arc_easy": "arc/arc_easy.yaml",
+    "arc_challenge": "arc/arc_challenge.yaml",
+    "hellaswag": "hellaswag/hellaswag.yaml",
+    "winogrande": "winogrande/default.yaml",
+    "mmlu": "mmlu/default/mmlu_*.yaml",
+}
+"""The lab's tasks, by the harness's files: found without its index of all tasks, which costs 7 s."""
+
+
+class Item(NamedTuple):
+    """One answered question: its number in its (sub)task, whether right, log-likelihood of each choice."""
+
+    task: str
+    id: int
+    correct: int
+    loglikelihoods: list[float]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A task as asked for: its name, the harness's tasks that make it up and the hash of local rows."""
+
+    name: str
+    tasks: dict[str, ConfigurableTask]
+    rows_sha256: str | None = None
+
+
+class StudentLM(TemplateLM):
+    """A student in one mode, as the harness sees it: log-likelihoods of continuations, nothing else."""
+
+    def __init__(
+        self,
+        student: Student,
+        tokenizer: PreTrainedTokenizerBase,
+        mode: Mode,
+        batch_size: int,
+        max_length: int = 4096,
+    ) -> None:
+        super().__init__()
+        self.student, self.tokenizer, self.mode = student, tokenizer, mode
+        self.batch_size, self.max_length = batch_size, max_length
+
+    @property
+    def eot_token_id(self) -> int:
+        eos = self.tokenizer.eos_token_id
+        return int(eos)
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        if add_special_tokens is None:
+            # A prompt that spells the first token itself gets no second one.
+            bos = self.tokenizer.decode(self.prefix_token_id)
+            if not string.startswith(bos):
+                return list(self.tokenizer.encode(string))
+        return list(self.tokenizer.encode(string, add_special_tokens=bool(add_special_tokens)))
+
+    @torch.no_grad()
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        """(log-likelihood, whether greedy decoding gives it) of each (context, continuation)."""
+        answers: list[tuple[float, bool]] = [(float("nan"), False)] * len(requests)
+        for batch in input_batches(requests, self.batch_size, self.max_length):
+            hidden_BTH = self.student.hidden(
+                _right_padded(list(batch), self.student.model.device), mode=self.mode
+            )
+            # Rows of all continuations of the batch, so that the head is applied to nothing else.
+            places = [
+                (row, len(inputs) - len(requests[index][2]), requests[index][2], index)
+                for row, (inputs, indices) in enumerate(batch.items())
+                for index in indices
+            ]
+            rows_NH = torch.cat(
+                [hidden_BTH[row, start : start + len(tokens)] for row, start, tokens, _ in places]
+            )
+            targets = torch.tensor([token for _, _, tokens, _ in places for token in tokens])
+            scores_N, greedy_N = self._score(rows_NH, targets.to(rows_NH.device))
+            at = 0
+            for _, _, tokens, index in places:
+                span = slice(at, at + len(tokens))
+                answers[index] = (float(scores_N[span].sum()), bool(greedy_N[span].all()))
+                at += len(tokens)
+        return answers
+
+    def _score(self, rows_NH: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        head_VH = self.student.head(self.mode)
+        scores, greedy = [], []
+        for rows in row_chunks(len(rows_NH), len(head_VH)):
+            log_NV = log_probs(rows_NH[rows], head_VH)
+            scores.append(log_NV.gather(1, targets_N[rows, None]).squeeze(1))
+            greedy.append(log_NV.argmax(dim=1) == targets_N[rows])
+        return torch.cat(scores).double().cpu(), torch.cat(greedy).cpu()
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
+        raise UsageError(
+            "tasks: only multiple-choice tasks are measured, got one of rolling likelihood; leave it out"
+        )
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        raise UsageError(
+            "tasks: only multiple-choice tasks are measured, got one that generates; leave it out"
+        )
+
+
+def input_batches(
+    requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], batch_size: int, max_length: int
+) -> list[dict[tuple[int, ...], list[int]]]:
+    """Batches of at most `batch_size` inputs, longest first: {input tokens: numbers of its requests}.
+
+    Equal inputs (one-token continuations of one context) share a row. Too long ones lose their first tokens.
+    The order is by length, then tokens, so it depends on nothing but the requests.
+    """
+    inputs: dict[tuple[int, ...], list[int]] = {}
+    for index, (_, context, continuation) in enumerate(requests):
+        key = tuple((context + continuation)[-(max_length + 1) :][:-1])
+        inputs.setdefault(key, []).append(index)
+    ordered = sorted(inputs, key=lambda tokens: (-len(tokens), tokens))
+    return [
+        {tokens: inputs[tokens] for tokens in ordered[start : start + batch_size]}
+        for start in range(0, len(ordered), batch_size)
+    ]
+
+
+def _right_padded(inputs: list[tuple[int, ...]], device: torch.device) -> Tensor:
+    """int64 [batch, longest]; causal attention never looks at the padding on the right."""
+    longest = max(map(len, inputs))
+    return torch.tensor([tokens + (0,) * (longest - len(tokens)) for tokens in inputs], device=device)
+
+
+def load_benchmarks(names: list[str], task_data: str | None = None) -> list[Benchmark]:
+    """The tasks by name: the lab's five, `everyday`, a local task file (.yaml), or any the harness knows.
+
+    With `task_data` the lab's five read NAME.jsonl[.gz] there instead of the hub. Raises UsageError for
+    unknown names and for missing or malformed rows, all at once.
+    """
+    # The harness warns about every choice made here on purpose.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    faults: list[str] = []
+    found: list[Benchmark] = []
+    for name in names:
+        try:
+            found.append(_load_benchmark(name, Path(task_data) if task_data else None))
+        except UsageError as error:
+            faults.append(str(error))
+    if faults:
+        raise UsageError("\n".join(faults))
+    return found
+
+
+def _load_benchmark(name: str, task_data: Path | None) -> Benchmark:
+    if name.endswith((".yaml", ".yml")):
+        return _from_file(Path(name))
+    if (OWN_TASKS / f"{name}.yaml").is_file():
+        return _from_file(OWN_TASKS / f"{name}.yaml")
+    if name in KNOWN:
+        return _with_local_rows(name, task_data) if task_data else _from_hub(name, _configs(name))
+    return _registered(name)
+
+
+def _configs(name: str) -> list[dict[str, Any]]:
+    """The harness's own definitions of one of KNOWN; tags lead to index entries that are not loaded."""
+    configs = [load_yaml(path) for path in sorted(HARNESS_TASKS.glob(KNOWN[name]))]
+    return [{key: value for key, value in config.items() if key != "tag"} for config in configs]
+
+
+def _from_hub(name: str, configs: list[dict[str, Any]]) -> Benchmark:
+    try:
+        return Benchmark(name, {config["task"]: _task(config) for config in configs})
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"tasks: rows of {name} cannot be loaded, got {reason}; fetch them, or give --task-data a folder "
+            f"with {name}.jsonl"
+        ) from error
+
+
+def _task(config: dict[str, Any]) -> ConfigurableTask:
+    return ConfigurableTask(config={**config, "num_fewshot": 0})
+
+
+def _registered(name: str) -> Benchmark:
+    manager = lm_eval.tasks.TaskManager()
+    if name not in manager.all_tasks:
+        raise UsageError(
+            f"tasks: unknown task, got {name!r}; known are {', '.join([*KNOWN, *own_tasks()])}, the "
+            f"{len(manager.all_tasks)} names of lm-eval (`lm-eval ls tasks`) and task files (.yaml)"
+        )
+    loaded = manager.load([name])["tasks"]
+    for task in loaded.values():
+        task.set_config(key="num_fewshot", value=0)
+    return Benchmark(name, dict(loaded))
+
+
+def own_tasks() -> list[str]:
+    """Names of the tasks written for this project."""
+    return sorted(path.stem for path in OWN_TASKS.glob("*.yaml"))
+
+
+def _from_file(path: Path) -> Benchmark:
+    """A task file of the harness's format whose rows lie beside it."""
+    if not path.is_file():
+        raise UsageError(f"tasks: no such task file, got {str(path)!r}; give the path of a .yaml file")
+    config = load_yaml(path)
+    files = (config.pop("dataset_kwargs", None) or {}).get("data_files") or {}
+    if config.pop("dataset_path", None) != "json" or not files:
+        raise UsageError(
+            f"{path}: must read local rows, got no data_files; write dataset_path: json and "
+            "dataset_kwargs: {data_files: {test: FILE.jsonl}}"
+        )
+    rows = {split: read_rows(path.parent / file) for split, file in files.items()}
+    return Benchmark(config["task"], {config["task"]: _task(config | _rows(rows))}, _sha256(rows))
+
+
+def _with_local_rows(name: str, folder: Path) -> Benchmark:
+    file = next((p for p in (folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz") if p.is_file()), None)
+    if file is None:
+        there = sorted(p.name.split(".jsonl")[0] for p in folder.glob("*.jsonl*")) or ["none"]
+        raise UsageError(
+            f"task_data: {name}.jsonl[.gz] is missing, got {str(folder)!r} with rows of {', '.join(there)}; "
+            "add the file, or leave --task-data out to read the hub"
+        )
+    rows = read_rows(file)
+    tasks: dict[str, ConfigurableTask] = {}
+    for config in _configs(name):
+        own = rows
+        if name == "mmlu":
+            own = [row for row in rows if row.get("subject") == config["dataset_name"]]
+        if own:
+            tasks[config["task"]] = _task(local_config(name, config, own))
+    if not tasks:
+        raise UsageError(f"{file}: must hold rows of {name}, got none it knows; see docs for the fields")
+    return Benchmark(name, tasks, _sha256({"rows": rows}))
+
+
+def local_config(name: str, config: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The harness's definition with its rows taken from here; all else stays the harness's."""
+    split = config.get("test_split") or config.get("validation_split")
+    closed = dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split"))
+    local = {**config, "dataset_path": None, "dataset_name": None, **closed}
+    local["test_split" if config.get("test_split") else "validation_split"] = split
+    if name == "hellaswag" and "gold" in rows[0]:
+        # Rows in the form that the harness's process_docs makes of the hub's.
+        local |= {"process_docs": None, "doc_to_target": "{{gold}}"}
+    return local | _rows({str(split): rows})
+
+
+def _rows(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The harness's door for rows in memory: no copy in a cache folder that could be stale."""
+    from datasets import Dataset
+
+    def dataset(**_: Any) -> dict[str, Any]:
+        return {split: Dataset.from_list(own) for split, own in rows.items()}
+
+    return {"custom_dataset": dataset}
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a .jsonl or .jsonl.gz file, one a line. Raises UsageError naming the line."""
+    try:
+        data = file.read_bytes()
+        text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: cannot be read, got {error}; give JSON lines in UTF-8") from error
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{file}:{number}: not JSON, got {error}; mend or remove the line") from error
+        if not isinstance(row, dict):
+            raise UsageError(
+                f"{file}:{number}: must be an object, got {line[:40]!r}; mend or remove the line"
+            )
+        rows.append(row)
+    if not rows:
+        raise UsageError(f"{file}: must hold rows, got an empty file; copy it again")
+    return rows
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def run(benchmark: Benchmark, model: StudentLM, limit: int | None) -> list[Item]:
+    """Every item of a benchmark answered, 0-shot, by the harness: metric `acc`, in the harness's order.
+
+    `limit`: items of each (sub)task. Raises ArithmeticError when a log-likelihood is not finite.
+    """
+    results = run_harness(
+        lm=model,
+        task_dict={"tasks": benchmark.tasks, "groups": {}, "group_map": {}},
+        limit=limit,
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    items: list[Item] = []
+    for task, samples in results["samples"].items():
+        for sample in sorted(samples, key=lambda sample: sample["doc_id"]):
+            if "acc" not in sample:
+                raise UsageError(f"tasks: only tasks with metric acc are measured, got {task}; leave it out")
+            likelihoods = [round(float(answer[0]), 6) for answer in sample["filtered_resps"]]
+            items.append(Item(task, int(sample["doc_id"]), int(sample["acc"]), likelihoods))
+    if any(value != value or abs(value) == float("inf") for item in items for value in item.loglikelihoods):
+        raise ArithmeticError(
+            f"{benchmark.name}: log-likelihoods must be finite, got nan or infinity; the weights are broken"
+        )
+    return items
+
+
+def count(benchmark: Benchmark, limit: int | None) -> int:
+    """Items that `run` answers."""
+    return sum(min(len(task.eval_docs), limit or len(task.eval_docs)) for task in benchmark.tasks.values())
