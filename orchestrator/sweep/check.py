@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.sweep import template
-from orchestrator.sweep.document import REFUSED
+from orchestrator.sweep.document import FAULTS_SHOWN, REFUSED
 from orchestrator.sweep.params import canonical, name_fault, shown, typed, value_fault
 from orchestrator.sweep.spec import Scalar, Sweep
 from trainer.flags import nearest
@@ -37,6 +37,13 @@ def spell(path: Path) -> str:
     """`spec.groups[0].grid.lmbda[1]`."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return "".join(parts).lstrip(".")
+
+
+def lines(found: Collection[Fault], place: str) -> list[str]:
+    """The faults as lines, at most FAULTS_SHOWN and how many more."""
+    shown_ones = [fault.line(place) for fault in list(found)[:FAULTS_SHOWN]]
+    more = len(found) - len(shown_ones)
+    return [*shown_ones, *([f"{place}: and {more} more faults; correct these first"] if more else [])]
 
 
 def faults(tree: Any) -> list[Fault]:

@@ -15,7 +15,7 @@ from typing import Any
 from orchestrator.errors import SweepError
 from orchestrator.sweep import check, template
 from orchestrator.sweep.check import Fault, Path
-from orchestrator.sweep.naming import run_id
+from orchestrator.sweep.naming import DIGEST_CHARS, run_id
 from orchestrator.sweep.params import PARAMS, canonical, shown, typed
 from orchestrator.sweep.spec import MAX_RUNS, Group, Params, Sweep, SweepSpec
 from trainer.config import TrainConfig, digest
@@ -60,7 +60,7 @@ def expand(sweep: Sweep, place: str = "") -> tuple[Run, ...]:
     found = check.faults(sweep.model_dump(exclude_none=True))
     runs, more = expand_groups(sweep.spec, check.sound_groups(len(sweep.spec.groups), found))
     if found or more:
-        raise SweepError([fault.line(place) for fault in [*found, *more]])
+        raise SweepError(check.lines([*found, *more], place))
     return runs
 
 
@@ -159,8 +159,13 @@ def _collapse(placed: list[Placed]) -> tuple[tuple[Run, ...], list[Fault]]:
     """One run a config, in order; a name that two configs share is a fault."""
     runs: dict[str, Run] = {}
     named: dict[str, Placed] = {}
+    short: dict[str, str] = {}
     found: dict[str, Fault] = {}
     for path, run in placed:
+        if short.setdefault(run.digest[:DIGEST_CHARS], run.digest) != run.digest:
+            # One in a hundred sweeps of 10,000 runs; their Jobs could share a name.
+            text = f"has the digest of another config in its id, got {run.id}; move it to another sweep"
+            found.setdefault(run.id, Fault(path, text))
         first_path, first = named.setdefault(run.name, (path, run))
         if first.digest != run.digest and run.name not in found:
             found[run.name] = Fault(path, _one_name(first_path, first, path, run))

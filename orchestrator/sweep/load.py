@@ -61,7 +61,7 @@ def _checked(tree: Any, lines: list[str], place: str) -> Sweep:
         expand(sweep, place)
         return sweep
     found += _faults_of_sound_groups(tree, found)
-    raise SweepError([*lines, *(fault.line(place) for fault in found)])
+    raise SweepError([*lines, *check.lines(found, place)])
 
 
 def _faults_of_sound_groups(tree: Any, found: list[check.Fault]) -> list[check.Fault]:

@@ -5,6 +5,7 @@ Pure, torch-free.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from decimal import Decimal
@@ -61,18 +62,18 @@ def value_fault(name: str, value: Scalar) -> str | None:
         text = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         text = text.replace("Input should be", "must be").replace("String should", "must")
         remedy = f"{canonical(name)}: {TrainConfig.model_fields[canonical(name)].description}"
-        if isinstance(value, str) and _is_number(value):
+        if isinstance(value, str) and _is_quoted(value):
             remedy = "write it without quotes"
         return f"{text[0].lower() + text[1:]}, got {shown(value)}; {remedy}"
     return None
 
 
-def _is_number(text: str) -> bool:
+def _is_quoted(text: str) -> bool:
+    """Whether the text is a number or truth value that got quotes."""
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return text in ("true", "false")
-    return True
 
 
 def typed(values: Mapping[str, Any]) -> dict[str, Any]:
