@@ -1,4 +1,4 @@
-"""What the controller knows of a sweep: its Jobs, its records and the user's commands, indexed by what they are for.
+"""What the controller knows of a sweep: its Jobs, its records and the user's commands, by what they are for.
 
 Pure. A *unit* is what attempts belong to: a run's training, or a fetch, a baseline or an evaluation.
 """
@@ -73,7 +73,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class History:
-    """The attempts of one unit: records by attempt, the Job not recorded yet, and whether a pod still lives."""
+    """A unit's attempts: records by attempt, the Job not recorded yet, and whether a pod still lives."""
 
     records: tuple[AttemptRecord, ...] = ()
     job: ObservedJob | None = None

@@ -1,6 +1,6 @@
 """What became of an attempt: the Job, its pods and the trainer's record → one outcome with its evidence.
 
-Pure. `RULES` is the order of evidence (docs: failure is a first-class answer): the first rule that knows decides.
+Pure. `RULES` is the order of evidence: the first rule that knows decides.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Outcome(BaseModel):
 class AttemptRecord(BaseModel):
     """The durable outcome of one attempt, stored under its Job's name; the JSON key of `failure` is `class`.
 
-    `overrides` is what this attempt ran with beyond its config, `remedy` what its failure changes for the next.
+    `overrides` is what this attempt ran with beyond its config, `remedy` what followed from its failure.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
@@ -170,7 +170,7 @@ def _ours(record: Record, job: ObservedJob) -> bool:
     stages = {"baseline", "eval"} if stage == "baseline" else {stage}
     if record.stage not in stages or record.run_id != job.annotations.get(ANNOTATION_RUN):
         return False
-    # Only a training run's identity is its digest; the id of every other Job is a hash of its settings already.
+    # A training's identity is its digest; the id of every other Job is a hash of its settings already.
     return stage != "train" or record.config_digest in (None, job.annotations.get(ANNOTATION_DIGEST))
 
 
@@ -218,7 +218,10 @@ def _success(seen: Seen) -> Verdict | None:
 
 def _done_but_not_complete(seen: Seen) -> Verdict | None:
     if not seen.complete and seen.record and seen.record.status == "done":
-        return FailureClass.UNVERIFIED, "a done record, but the Job is not Complete; the next attempt confirms it"
+        return (
+            FailureClass.UNVERIFIED,
+            "a done record, but the Job is not Complete; the next attempt confirms it",
+        )
     return None
 
 
@@ -249,7 +252,10 @@ def _pod_reason(seen: Seen) -> Verdict | None:
 
 def _oom_killed(seen: Seen) -> Verdict | None:
     if seen.pod and seen.pod.exit_reason == "OOMKilled" and not seen.complete:
-        return FailureClass.OOM_HOST, f"the kernel killed it for host memory (OOMKilled, exit {seen.exit_code})"
+        return (
+            FailureClass.OOM_HOST,
+            f"the kernel killed it for host memory (OOMKilled, exit {seen.exit_code})",
+        )
     return None
 
 
@@ -264,7 +270,7 @@ def _trainer_record(seen: Seen) -> Verdict | None:
 
 
 def _by_text(record: Record) -> FailureClass | None:
-    """An internal error may be the machine's fault: its text says so. Other codes are the trainer's own verdict."""
+    """An internal error may be the machine's fault: its text says so. Other codes are verdicts already."""
     if record.exit_code not in (ExitCode.INTERNAL, 1) or not record.error:
         return None
     if _DISK_FULL.search(record.error):
@@ -287,7 +293,9 @@ def _exit_code(seen: Seen) -> Verdict | None:
 
 def _of_code(code: int, said: str, tail: str = "") -> Verdict:
     means = _EXIT_MEANS.get(code) or (f"killed by signal {code - 128}" if 128 < code < 160 else "")
-    return _EXIT_CLASS.get(code, FailureClass.UNKNOWN), _sentence(f"{said} ({means})" if means else said, tail)
+    return _EXIT_CLASS.get(code, FailureClass.UNKNOWN), _sentence(
+        f"{said} ({means})" if means else said, tail
+    )
 
 
 def _job_condition(seen: Seen) -> Verdict | None:

@@ -107,6 +107,14 @@ def quantity(size: int) -> str:
     return f"{size // _UNITS[unit]}{unit}"
 
 
+def memory_bytes(text: str) -> int:
+    """Bytes of a quantity in Mi, Gi or Ti. ValueError for any other unit."""
+    unit = text[-2:]
+    if unit not in _UNITS:
+        raise ValueError(f"memory: must be in Mi, Gi or Ti, got {text!r}; write it as 64Gi")
+    return int(text[:-2]) * _UNITS[unit]
+
+
 def _more_memory(memory: int, limits: Limits) -> int:
     more = int(memory * limits.retry.oomHostMemory)
     return more if limits.max_memory is None else max(memory, min(more, limits.max_memory))

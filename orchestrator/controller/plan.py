@@ -1,0 +1,237 @@
+"""What to do next with a sweep: PURE. Records first, then Jobs to delete, then Jobs to create.
+
+Policies are one function each. A quiet world gives no action, and nothing that is done is run again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.cluster.base import ObservedJob
+from orchestrator.controller.evaluation import Evaluation
+from orchestrator.controller.observed import ALL_RUNS, Observed, Unit, runs_of, unit_of
+from orchestrator.controller.outcome import AttemptRecord, FailureClass
+from orchestrator.controller.requests import (
+    eval_request,
+    fetch_request,
+    job_of,
+    train_request,
+)
+from orchestrator.controller.status import FINAL, Condition, RunState, SweepStatus, states, status_of
+from orchestrator.controller.world import World, settled
+from orchestrator.render import JobRequest
+from orchestrator.sweep.expand import Run
+from orchestrator.sweep.naming import split_run_id
+from orchestrator.sweep.spec import Sweep
+
+HALT_AFTER = 3
+"""As many runs with the same user's error stop a sweep: the others have it too."""
+HALTING = frozenset({FailureClass.USER_ERROR, FailureClass.CONFIG, FailureClass.IMAGE_PULL})
+
+
+@dataclass(frozen=True)
+class RecordAttempt:
+    """Store how an attempt ended, under its Job's name."""
+
+    record: AttemptRecord
+
+
+@dataclass(frozen=True)
+class DeleteJob:
+    """Delete a Job and end its pods."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CreateJob:
+    """Create a Job; `runs` are those whose adapters an eval Job measures."""
+
+    name: str
+    request: JobRequest
+    runs: tuple[str, ...] = ()
+
+
+Action = RecordAttempt | DeleteJob | CreateJob
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Actions in the order in which they are done, and the status to tell afterwards."""
+
+    actions: tuple[Action, ...]
+    status: SweepStatus
+    states: tuple[RunState, ...]
+
+
+def plan(
+    sweep: Sweep, runs: Sequence[Run], observed: Observed, now: float, max_memory: int | None = None
+) -> Plan:
+    """What to do with a sweep at `now` (Unix seconds); `max_memory` in bytes is the profile's limit."""
+    world, records = settled(World(sweep, tuple(runs), observed, now, max_memory))
+    told = states(world, Evaluation(world))
+    blocked = _blocked(world, told)
+    evaluation = Evaluation(world, may_train=blocked is None)
+    deletes = tuple(_deletions(world))
+    wanted = _wanted(world, evaluation, told, blocked)
+    creates = _window(world, wanted)
+    status = status_of(world, told, blocked, finished=_finished(world, deletes, creates))
+    return Plan((*map(RecordAttempt, records), *deletes, *creates), status, told)
+
+
+def changes(
+    runs: Sequence[Run], stored: Sequence[Run], told: Mapping[str, RunState] | None = None
+) -> dict[str, str]:
+    """By run id what submitting `runs` means: `+` new, `=` exists, `~` changed (same name, other config).
+
+    `told` (states by run id) shows runs that were dropped from the sweep but have attempts: those exist too.
+    """
+    known = {run.id for run in stored} | {run for run, state in (told or {}).items() if state.attempts}
+    names = {name for run in stored for name in (run.name, *run.also)}
+    return {
+        run.id: "=" if run.id in known else ("~" if names & {run.name, *run.also} else "+") for run in runs
+    }
+
+
+def _blocked(world: World, told: Sequence[RunState]) -> Condition | None:
+    """Why no new training may start: suspended, out of GPU-hours, or a failure that the others will share."""
+    if world.observed.control.suspend:
+        return Condition(type="Suspended", status="True", reason="Requested", message="starts no new Job")
+    hours, spent = world.sweep.spec.scheduling.gpuHours, world.gpu_seconds / 3600
+    if hours is not None and spent >= hours:
+        message = f"{spent:.1f} of {hours:g} GPU-hours are used; raise scheduling.gpuHours to go on"
+        return Condition(type="Halted", status="True", reason="GpuHoursUsed", message=message)
+    return _canary_failed(world, told) or _same_failure(told)
+
+
+def _canary_failed(world: World, told: Sequence[RunState]) -> Condition | None:
+    if not world.sweep.spec.scheduling.canary or _released(world):
+        return None
+    for state in told:
+        if state.state == "failed" and state.failure in HALTING:
+            message = f"{state.run.name}: {state.failure}: {state.evidence}"
+            return Condition(type="Halted", status="True", reason="CanaryFailed", message=message)
+    return None
+
+
+def _same_failure(told: Sequence[RunState]) -> Condition | None:
+    failed = [
+        state
+        for state in told
+        if state.state == "failed" and state.stage == "train" and state.failure is FailureClass.USER_ERROR
+    ]
+    same = Counter(map(_complaint, failed))
+    for complaint, count in same.most_common(1):
+        if count >= HALT_AFTER:
+            message = f"{count} runs fail alike: {complaint}"
+            return Condition(type="Halted", status="True", reason="SameFailure", message=message)
+    return None
+
+
+def _complaint(state: RunState) -> str:
+    """The evidence without what names the run itself."""
+    return re.sub(r"\s+", " ", state.evidence.replace(state.run.id, "…").replace(state.run.name, "…"))
+
+
+def _released(world: World) -> bool:
+    """Whether a canary has shown that runs of this sweep train: one is done, or past its first step."""
+    return any(
+        step.verb == "done" or (step.job and any(pod.ready for pod in step.job.pods))
+        for step in world.trains.values()
+    )
+
+
+def _deletions(world: World) -> Iterator[DeleteJob]:
+    """Jobs whose every run is cancelled, or gone from the sweep when pruning was asked for."""
+    for job in world.live_jobs:
+        reason = "" if job.deleting else _unwanted(world, job)
+        if reason:
+            yield DeleteJob(job.name, reason)
+
+
+def _unwanted(world: World, job: ObservedJob) -> str:
+    unit = unit_of(job)
+    runs = {unit.id} if unit.stage == "train" else set(runs_of(job))
+    runs = runs or {run.id for run in world.runs}
+    if not runs - world.cancelled:
+        return "cancelled"
+    # A run that the file no longer has can still be cancelled by its id, or by its name without the digest.
+    named = {
+        run for run in runs if {run, split_run_id(run)[0], ALL_RUNS} & set(world.observed.control.cancel)
+    }
+    if not runs - world.cancelled - named:
+        return "cancelled"
+    return "pruned" if world.observed.control.prune and not runs & set(world.by_id) else ""
+
+
+def _wanted(
+    world: World, evaluation: Evaluation, told: Sequence[RunState], blocked: Condition | None
+) -> Iterator[CreateJob]:
+    """Jobs to create, most urgent first: what runs wait for, then measuring, then training."""
+    if blocked and (blocked.type == "Suspended" or blocked.reason == "GpuHoursUsed"):
+        return
+    training = [] if blocked else list(_trainings(world, told))
+    yield from _fetches(world, training)
+    yield from _evaluations(world, evaluation)
+    yield from _train_jobs(world, training)
+
+
+def _trainings(world: World, told: Sequence[RunState]) -> Iterator[Run]:
+    """Runs that may start training: all that wait, or the canary alone until it is released."""
+    if not world.sweep.spec.scheduling.canary or _released(world):
+        yield from (state.run for state in told if _waits(world, state))
+        return
+    first = next((state for state in told if state.state not in FINAL), None)
+    if first and _waits(world, first):
+        yield first.run
+
+
+def _waits(world: World, state: RunState) -> bool:
+    return state.state == "pending" and world.trains[state.run.id].verb == "start"
+
+
+def _fetches(world: World, training: Sequence[Run]) -> Iterator[CreateJob]:
+    """One fetch for each model and dataset that runs wait for."""
+    configs = {world.fetches[run.id]: run.config for run in training}
+    for unit, config in configs.items():
+        step = world.next(unit)
+        if step.verb == "start":
+            request = fetch_request(world.sweep, world.observed.uid, config, step.attempt, step.overrides)
+            yield _create(world, unit, request)
+
+
+def _evaluations(world: World, evaluation: Evaluation) -> Iterator[CreateJob]:
+    for start in evaluation.starts():
+        step = start.step
+        request = eval_request(world.sweep, world.observed.uid, start.what, step.attempt, step.overrides)
+        yield _create(world, start.what.unit, request, start.what.runs)
+
+
+def _train_jobs(world: World, training: Sequence[Run]) -> Iterator[CreateJob]:
+    for run in training:
+        if world.next(world.fetches[run.id]).verb == "done":
+            step = world.trains[run.id]
+            request = train_request(world.sweep, world.observed.uid, run, step.attempt, step.overrides)
+            yield _create(world, Unit("train", run.id), request)
+
+
+def _create(world: World, unit: Unit, request: JobRequest, runs: tuple[str, ...] = ()) -> CreateJob:
+    return CreateJob(job_of(world.name, unit, request.attempt), request, runs)
+
+
+def _window(world: World, wanted: Iterator[CreateJob]) -> tuple[CreateJob, ...]:
+    """As many Jobs as `parallelism` leaves room for; unfinished ones hold their places."""
+    room = world.sweep.spec.scheduling.parallelism - len(world.live_jobs)
+    return tuple(itertools.islice(wanted, max(0, room)))
+
+
+def _finished(world: World, deletes: Sequence[DeleteJob], creates: Sequence[CreateJob]) -> bool:
+    """Whether nothing runs, ends or starts: only someone's command or change goes on from here."""
+    return not (deletes or creates or world.live_jobs) and not any(
+        history.fenced for history in world.histories.values()
+    )

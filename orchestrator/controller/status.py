@@ -1,0 +1,218 @@
+"""What is told of a sweep: the state of each run, and a status that does not grow with their number.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from orchestrator.controller.evaluation import Evaluation
+from orchestrator.controller.observed import Observed
+from orchestrator.controller.outcome import AttemptRecord, FailureClass
+from orchestrator.controller.world import Next, World, settled
+from orchestrator.sweep.expand import Run
+from orchestrator.sweep.spec import Sweep
+from trainer.results import Stage
+
+State = Literal["pending", "running", "trained", "evaluating", "done", "failed", "cancelled"]
+STATES: tuple[State, ...] = get_args(State)
+FINAL: frozenset[State] = frozenset({"done", "failed", "cancelled"})
+FAILURES_SHOWN = 20
+TEXT_LIMIT = 300
+MESSAGE_LIMIT = 8000
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run is. `stage`, `job` and `attempts` are of what it does now or did last.
+
+    `failure` and `evidence` are of its last failed attempt, `remedy` says what followed from it, `record` is
+    the newest record of that stage.
+    """
+
+    run: Run
+    state: State
+    stage: Stage
+    attempts: int
+    job: str | None = None
+    failure: FailureClass | None = None
+    evidence: str = ""
+    remedy: str = ""
+    record: AttemptRecord | None = None
+
+
+class Condition(BaseModel):
+    """A condition of a Sweep, as Kubernetes spells them."""
+
+    type: str
+    status: Literal["True", "False"]
+    reason: str
+    message: str = ""
+
+
+class Failure(BaseModel):
+    """One of the last failures, truncated."""
+
+    run: str
+    stage: Stage
+    attempt: int
+    failure: FailureClass = Field(alias="class")
+    evidence: str
+
+    model_config = ConfigDict(populate_by_name=True)
+
+
+class Best(BaseModel):
+    """The run with the lowest KL(teacher ‖ adapter), nats per token."""
+
+    run: str
+    kl: float
+    klStderr: float | None = None
+
+
+class SweepStatus(BaseModel):
+    """The status of a Sweep. `active` counts unfinished Jobs; `control` identifies the commands seen.
+
+    `finished`: nothing runs and nothing will start unless someone changes something.
+    """
+
+    counts: dict[str, int] = Field(default_factory=dict)
+    conditions: list[Condition] = Field(default_factory=list)
+    active: int = 0
+    finished: bool = False
+    best: Best | None = None
+    gpuHours: float = 0.0
+    failures: list[Failure] = Field(default_factory=list)
+    control: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def run_states(
+    sweep: Sweep, runs: Sequence[Run], observed: Observed, now: float, max_memory: int | None = None
+) -> tuple[RunState, ...]:
+    """Where each run is, in the sweep's order; `max_memory` in bytes, `now` in Unix seconds."""
+    world, _ = settled(World(sweep, tuple(runs), observed, now, max_memory))
+    return states(world, Evaluation(world))
+
+
+def states(world: World, evaluation: Evaluation) -> tuple[RunState, ...]:
+    """As run_states, of a world whose finished attempts are recorded."""
+    return tuple(_state(world, evaluation, run) for run in world.runs)
+
+
+def _state(world: World, evaluation: Evaluation, run: Run) -> RunState:
+    train = world.trains[run.id]
+    state = _trained(run, train, evaluation) if train.verb == "done" else _training(world, run, train)
+    if run.id in world.cancelled and state.state != "done":
+        return replace(state, state="cancelled")
+    return state
+
+
+def _training(world: World, run: Run, train: Next) -> RunState:
+    if train.verb == "busy":
+        return _told(run, "running" if train.running else "pending", "train", train)
+    if train.verb == "failed":
+        return _told(run, "failed", "train", train)
+    fetch = world.next(world.fetches[run.id])
+    if fetch.verb == "failed":
+        return _told(run, "failed", "fetch", fetch)
+    told = _told(run, "pending", "train", train)
+    return replace(told, attempts=train.attempt - 1)
+
+
+def _trained(run: Run, train: Next, evaluation: Evaluation) -> RunState:
+    steps = evaluation.of(run.id)
+    failed = next((step for step in steps if step and step.verb == "failed"), None)
+    if failed:
+        stage: Stage = failed.record.stage if failed.record else "eval"
+        return _told(run, "failed", stage, failed)
+    if not steps:
+        return _told(run, "done", "train", train)
+    if all(step and step.verb == "done" for step in steps):
+        return _told(run, "done", "eval", steps[-1] or train)
+    busy = next((step for step in steps if step and step.verb == "busy"), None)
+    return _told(run, "evaluating", "eval", busy) if busy else _told(run, "trained", "train", train)
+
+
+def _told(run: Run, state: State, stage: Stage, step: Next) -> RunState:
+    job = step.job.name if step.job else (step.record.job if step.record else None)
+    return RunState(
+        run, state, stage, step.attempt, job, step.failure, step.evidence, step.remedy, step.record
+    )
+
+
+def status_of(
+    world: World, told: Sequence[RunState], blocked: Condition | None, *, finished: bool
+) -> SweepStatus:
+    """The status of a world; `blocked` is the condition that keeps new Jobs from starting."""
+    counts = Counter(state.state for state in told)
+    final = all(state.state in FINAL for state in told)
+    conditions = [
+        Condition(type="Accepted", status="True", reason="Valid", message=f"{len(told)} runs"),
+        _complete(counts, final),
+    ]
+    return SweepStatus(
+        counts={"total": len(told), **{state: counts[state] for state in STATES}},
+        conditions=[*conditions, blocked] if blocked else conditions,
+        active=len(world.live_jobs),
+        finished=finished,
+        best=_best(world),
+        gpuHours=round(world.gpu_seconds / 3600, 3),
+        failures=list(_failures(world)),
+        control=control_digest(world),
+    )
+
+
+def refused(faults: Sequence[str]) -> SweepStatus:
+    """The status of a stored sweep that no longer expands: nothing is done to it until it is put right."""
+    message = "\n".join(faults)[:MESSAGE_LIMIT]
+    refusal = Condition(type="Accepted", status="False", reason="Invalid", message=message)
+    return SweepStatus(conditions=[refusal], finished=True)
+
+
+def control_digest(world: World) -> str:
+    """8 hex that tell the user's commands apart."""
+    return hashlib.sha256(world.observed.control.model_dump_json().encode()).hexdigest()[:8]
+
+
+def _complete(counts: Counter[State], final: bool) -> Condition:
+    if not final:
+        left = sum(count for state, count in counts.items() if state not in FINAL)
+        return Condition(type="Complete", status="False", reason="Progressing", message=f"{left} runs to go")
+    reason = "SomeFailed" if counts["failed"] else "AllDone"
+    said = ", ".join(f"{counts[state]} {state}" for state in ("done", "failed", "cancelled") if counts[state])
+    return Condition(type="Complete", status="True", reason=reason, message=said or "no runs")
+
+
+def _best(world: World) -> Best | None:
+    found = [
+        Best(run=result.run_id, kl=result.text.kl, klStderr=result.text.kl_se)
+        for record in world.observed.records.values()
+        if record.state == "done" and record.stage == "eval" and record.record
+        for result in record.record.variants
+        if result.variant == "adapter" and result.text and result.text.kl is not None
+        if result.run_id and result.run_id in world.by_id
+    ]
+    return min(found, key=lambda best: (best.kl, best.run), default=None)
+
+
+def _failures(world: World) -> Iterator[Failure]:
+    failed = [record for record in world.observed.records.values() if record.state == "failed"]
+    failed.sort(key=lambda record: (record.finished_at or 0.0, record.job), reverse=True)
+    for record in failed[:FAILURES_SHOWN]:
+        yield Failure(
+            run=record.run_id,
+            stage=record.stage,
+            attempt=record.attempt,
+            failure=record.failure or FailureClass.UNKNOWN,
+            evidence=record.evidence[:TEXT_LIMIT],
+        )
