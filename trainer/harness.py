@@ -6,11 +6,8 @@ the logits of the continuation's rows alone and in fixed batches, since scores d
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +22,8 @@ from torch import Tensor
 
 from trainer.flags import UsageError
 from trainer.perplexity import log_probs, row_chunks
+from trainer.tasks import own_tasks, rows_file, task_file
+from trainer.text import read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,9 +31,8 @@ if TYPE_CHECKING:
     from trainer.adapter import Mode
     from trainer.student import Student
 
-OWN_TASKS = Path(__file__).parent / "tasks"
 HARNESS_TASKS = Path(lm_eval.tasks.__file__).parent
-KNOWN = {
+FILES = {
     "arc_easy": "arc/arc_easy.yaml",
     "arc_challenge": "arc/arc_challenge.yaml",
     "hellaswag": "hellaswag/hellaswag.yaml",
@@ -45,9 +43,10 @@ KNOWN = {
 
 
 class Item(NamedTuple):
-    """One answered question: its number in its (sub)task, whether right, log-likelihood of each choice."""
+    """One answered question: its number in its subtask, whether right, log-likelihood of each choice."""
 
     task: str
+    subtask: str
     id: int
     correct: int
     loglikelihoods: list[float]
@@ -55,11 +54,10 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A task as asked for: its name, the harness's tasks that make it up and the hash of local rows."""
+    """A task as asked for: its name and the harness's tasks that make it up."""
 
     name: str
     tasks: dict[str, ConfigurableTask]
-    rows_sha256: str | None = None
 
 
 class StudentLM(TemplateLM):
@@ -189,18 +187,17 @@ def load_benchmarks(names: list[str], task_data: str | None = None) -> list[Benc
 
 
 def _load_benchmark(name: str, task_data: Path | None) -> Benchmark:
-    if name.endswith((".yaml", ".yml")):
-        return _from_file(Path(name))
-    if (OWN_TASKS / f"{name}.yaml").is_file():
-        return _from_file(OWN_TASKS / f"{name}.yaml")
-    if name in KNOWN:
+    file = task_file(name)
+    if file:
+        return _from_file(file)
+    if name in FILES:
         return _with_local_rows(name, task_data) if task_data else _from_hub(name, _configs(name))
     return _registered(name)
 
 
 def _configs(name: str) -> list[dict[str, Any]]:
-    """The harness's own definitions of one of KNOWN; tags lead to index entries that are not loaded."""
-    configs = [load_yaml(path) for path in sorted(HARNESS_TASKS.glob(KNOWN[name]))]
+    """The harness's own definitions of one of FILES; tags lead to index entries that are not loaded."""
+    configs = [load_yaml(path) for path in sorted(HARNESS_TASKS.glob(FILES[name]))]
     return [{key: value for key, value in config.items() if key != "tag"} for config in configs]
 
 
@@ -223,7 +220,7 @@ def _registered(name: str) -> Benchmark:
     manager = lm_eval.tasks.TaskManager()
     if name not in manager.all_tasks:
         raise UsageError(
-            f"tasks: unknown task, got {name!r}; known are {', '.join([*KNOWN, *own_tasks()])}, the "
+            f"tasks: unknown task, got {name!r}; known are {', '.join([*FILES, *own_tasks()])}, the "
             f"{len(manager.all_tasks)} names of lm-eval (`lm-eval ls tasks`) and task files (.yaml)"
         )
     loaded = manager.load([name])["tasks"]
@@ -232,15 +229,8 @@ def _registered(name: str) -> Benchmark:
     return Benchmark(name, dict(loaded))
 
 
-def own_tasks() -> list[str]:
-    """Names of the tasks written for this project."""
-    return sorted(path.stem for path in OWN_TASKS.glob("*.yaml"))
-
-
 def _from_file(path: Path) -> Benchmark:
     """A task file of the harness's format whose rows lie beside it."""
-    if not path.is_file():
-        raise UsageError(f"tasks: no such task file, got {str(path)!r}; give the path of a .yaml file")
     config = load_yaml(path)
     files = (config.pop("dataset_kwargs", None) or {}).get("data_files") or {}
     if config.pop("dataset_path", None) != "json" or not files:
@@ -249,17 +239,11 @@ def _from_file(path: Path) -> Benchmark:
             "dataset_kwargs: {data_files: {test: FILE.jsonl}}"
         )
     rows = {split: read_rows(path.parent / file) for split, file in files.items()}
-    return Benchmark(config["task"], {config["task"]: _task(config | _rows(rows))}, _sha256(rows))
+    return Benchmark(config["task"], {config["task"]: _task(config | _rows(rows))})
 
 
 def _with_local_rows(name: str, folder: Path) -> Benchmark:
-    file = next((p for p in (folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz") if p.is_file()), None)
-    if file is None:
-        there = sorted(p.name.split(".jsonl")[0] for p in folder.glob("*.jsonl*")) or ["none"]
-        raise UsageError(
-            f"task_data: {name}.jsonl[.gz] is missing, got {str(folder)!r} with rows of {', '.join(there)}; "
-            "add the file, or leave --task-data out to read the hub"
-        )
+    file = rows_file(name, folder)
     rows = read_rows(file)
     tasks: dict[str, ConfigurableTask] = {}
     for config in _configs(name):
@@ -270,7 +254,7 @@ def _with_local_rows(name: str, folder: Path) -> Benchmark:
             tasks[config["task"]] = _task(local_config(name, config, own))
     if not tasks:
         raise UsageError(f"{file}: must hold rows of {name}, got none it knows; see docs for the fields")
-    return Benchmark(name, tasks, _sha256({"rows": rows}))
+    return Benchmark(name, tasks)
 
 
 def local_config(name: str, config: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -295,35 +279,6 @@ def _rows(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     return {"custom_dataset": dataset}
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a .jsonl or .jsonl.gz file, one a line. Raises UsageError naming the line."""
-    try:
-        data = file.read_bytes()
-        text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: cannot be read, got {error}; give JSON lines in UTF-8") from error
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UsageError(f"{file}:{number}: not JSON, got {error}; mend or remove the line") from error
-        if not isinstance(row, dict):
-            raise UsageError(
-                f"{file}:{number}: must be an object, got {line[:40]!r}; mend or remove the line"
-            )
-        rows.append(row)
-    if not rows:
-        raise UsageError(f"{file}: must hold rows, got an empty file; copy it again")
-    return rows
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def run(benchmark: Benchmark, model: StudentLM, limit: int | None) -> list[Item]:
     """Every item of a benchmark answered, 0-shot, by the harness: metric `acc`, in the harness's order.
 
@@ -342,7 +297,7 @@ def run(benchmark: Benchmark, model: StudentLM, limit: int | None) -> list[Item]
             if "acc" not in sample:
                 raise UsageError(f"tasks: only tasks with metric acc are measured, got {task}; leave it out")
             likelihoods = [round(float(answer[0]), 6) for answer in sample["filtered_resps"]]
-            items.append(Item(task, int(sample["doc_id"]), int(sample["acc"]), likelihoods))
+            items.append(Item(benchmark.name, task, int(sample["doc_id"]), int(sample["acc"]), likelihoods))
     if any(value != value or abs(value) == float("inf") for item in items for value in item.loglikelihoods):
         raise ArithmeticError(
             f"{benchmark.name}: log-likelihoods must be finite, got nan or infinity; the weights are broken"

@@ -5,10 +5,8 @@ The window protocol is Hugging Face's ("Perplexity of fixed-length models"), cou
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.flags import UsageError
-from trainer.text import split_topics, text_sha256
+from trainer.text import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,14 +32,6 @@ LIVE_COPIES = 5
 Floats = NDArray[np.float64]
 
 
-class Text(NamedTuple):
-    """A held-out text: its name, what it says and the hash of that."""
-
-    name: str
-    text: str
-    sha256: str
-
-
 class Window(NamedTuple):
     """Tokens [start, end) go through the model; those from `first` on are scored."""
 
@@ -55,48 +45,6 @@ class TokenScores(NamedTuple):
 
     nll: Floats
     kl: Floats
-
-
-def load_text(name: str) -> Text:
-    """The text meant by `wikitext`, `pydoc_topics` or a local .txt[.gz] file. Raises UsageError."""
-    if name == "wikitext":
-        text = _wikitext()
-    elif name == "pydoc_topics":
-        text = split_topics()[1]
-    else:
-        text = _local_text(Path(name).expanduser())
-    return Text(name, text, text_sha256(text))
-
-
-def _wikitext() -> str:
-    """The test split of WikiText-2 raw, its rows joined by blank lines, as is usual."""
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="test")
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"perplexity_dataset: wikitext cannot be loaded, got {reason}; fetch it "
-            "(`python -m trainer fetch --dataset-name wikitext`), or give pydoc_topics or a .txt file"
-        ) from error
-    return "\n\n".join(rows["text"])
-
-
-def _local_text(path: Path) -> str:
-    if not path.name.endswith((".txt", ".txt.gz")):
-        raise UsageError(
-            "perplexity_dataset: must be wikitext, pydoc_topics, a .txt or .txt.gz file, or none, "
-            f"got {str(path)!r}; check the spelling"
-        )
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"perplexity_dataset: cannot be read, got {str(path)!r}: {error}; give a UTF-8 text file"
-        ) from error
-    return text
 
 
 def text_tokens(text: Text, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Tensor:
