@@ -1,46 +1,18 @@
 """What became of an attempt: the Job, its pods and the trainer's record → one outcome with its evidence.
 
-Pure. `RULES` is the order of evidence: the first rule that knows decides.
+Pure. The order of evidence is `evidence.RULES`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrator.cluster.base import ObservedJob, ObservedPod
-from orchestrator.sweep.naming import ANNOTATION_DIGEST, ANNOTATION_RUN, LABEL_STAGE
-from trainer.results import ExitCode, Record, Stage, load_record
-
-EVIDENCE_LIMIT = 600
-"""Characters of an evidence sentence."""
-
-
-class FailureClass(StrEnum):
-    """Why an attempt failed. Each class has its own budget and remedy (`spec.retry`)."""
-
-    PREEMPTED = "preempted"
-    NODE_LOST = "nodeLost"
-    GPU_FAULT = "gpuFault"
-    OOM_HOST = "oomHost"
-    OOM_CUDA = "oomCuda"
-    IMAGE_PULL = "imagePull"
-    CONFIG = "config"
-    UNSCHEDULABLE = "unschedulable"
-    STORAGE = "storage"
-    DEADLINE = "deadline"
-    STALLED = "stalled"
-    DIVERGED = "diverged"
-    USER_ERROR = "userError"
-    INTERNAL = "internal"
-    UNVERIFIED = "unverified"
-    LOST = "lost"
-    UNKNOWN = "unknown"
+from orchestrator.cluster.base import ObservedJob
+from orchestrator.controller.evidence import EVIDENCE_LIMIT, RULES, decisive, look
+from orchestrator.controller.evidence import FailureClass as FailureClass
+from trainer.results import Record, Stage
 
 
 class Outcome(BaseModel):
@@ -90,30 +62,6 @@ class AttemptRecord(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What the rules look at: the finished Job, its decisive pod and the trainer's record if it is ours."""
-
-    job: ObservedJob
-    pod: ObservedPod | None
-    record: Record | None
-    foreign: Record | None = None
-
-    @property
-    def complete(self) -> bool:
-        return "Complete" in self.job.conditions
-
-    @property
-    def exit_code(self) -> int | None:
-        """The container's exit code; death by signal n is 128 + n, as a shell says it."""
-        code = self.pod.exit_code if self.pod else None
-        return 128 - code if code is not None and code < 0 else code
-
-
-Verdict = tuple[FailureClass | None, str]
-"""A failure class (None: done) and the sentence that says what was seen."""
-
-
 def classify(job: ObservedJob) -> Outcome | None:
     """The outcome of a finished Job; None while it is neither Complete nor Failed."""
     if not job.finished:
@@ -127,7 +75,7 @@ def outcome(job: ObservedJob, failure: FailureClass | None, evidence: str, recor
     """An outcome with the times, node and GPU-seconds of the Job's pods filled in."""
     starts = [pod.started_at for pod in job.pods if pod.started_at is not None]
     ends = [pod.finished_at for pod in job.pods if pod.finished_at is not None]
-    last = _decisive(job)
+    last = decisive(job)
     return Outcome(
         state="done" if failure is None else "failed",
         failure=failure,
@@ -148,190 +96,3 @@ def gpu_seconds(job: ObservedJob, now: float | None = None) -> float:
         if pod.started_at is not None and end is not None:
             total += max(0.0, end - pod.started_at) * job.gpus
     return total
-
-
-def look(job: ObservedJob) -> Seen:
-    """The decisive pod and the record, which counts only if it speaks of this Job's run, stage and config."""
-    pod = _decisive(job)
-    record = load_record(pod.message) if pod and pod.message else None
-    if record is not None and not _ours(record, job):
-        return Seen(job, pod, None, foreign=record)
-    return Seen(job, pod, record)
-
-
-def _decisive(job: ObservedJob) -> ObservedPod | None:
-    """The pod that ended last: a suspended and resumed Job has several."""
-    return max(job.pods, key=lambda pod: (pod.finished_at or 0.0, pod.started_at or 0.0), default=None)
-
-
-def _ours(record: Record, job: ObservedJob) -> bool:
-    stage = job.labels.get(LABEL_STAGE)
-    # A baseline is an evaluation without adapters: the trainer need not know the difference.
-    stages = {"baseline", "eval"} if stage == "baseline" else {stage}
-    if record.stage not in stages or record.run_id != job.annotations.get(ANNOTATION_RUN):
-        return False
-    # A training's identity is its digest; the id of every other Job is a hash of its settings already.
-    return stage != "train" or record.config_digest in (None, job.annotations.get(ANNOTATION_DIGEST))
-
-
-_PREEMPTED = {"PreemptionByScheduler", "EvictionByEvictionAPI", "TerminationByKubelet"}
-_NODE_LOST = {"DeletionByTaintManager", "DeletionByPodGC"}
-_EXIT_CLASS: Mapping[int, FailureClass] = {
-    ExitCode.USAGE: FailureClass.USER_ERROR,
-    ExitCode.DATA: FailureClass.USER_ERROR,
-    ExitCode.INTERNAL: FailureClass.INTERNAL,
-    ExitCode.AGAIN: FailureClass.PREEMPTED,
-    ExitCode.STALLED: FailureClass.STALLED,
-    ExitCode.DIVERGED: FailureClass.DIVERGED,
-    ExitCode.CUDA_OOM: FailureClass.OOM_CUDA,
-    1: FailureClass.INTERNAL,  # what Python and foreign launchers make of any exception
-    126: FailureClass.CONFIG,
-    127: FailureClass.CONFIG,
-    143: FailureClass.PREEMPTED,  # SIGTERM before the trainer could catch it
-}
-_EXIT_MEANS: Mapping[int, str] = {
-    ExitCode.USAGE: "bad config or usage",
-    ExitCode.DATA: "bad data",
-    ExitCode.INTERNAL: "internal error",
-    ExitCode.AGAIN: "checkpointed, to be run again",
-    ExitCode.STALLED: "no progress",
-    ExitCode.DIVERGED: "diverged",
-    ExitCode.CUDA_OOM: "CUDA out of memory",
-    126: "the command cannot be run",
-    127: "no such command",
-    143: "ended by SIGTERM before a checkpoint",
-}
-_GPU_FAULT = re.compile(
-    r"uncorrectable|\bECC\b|\bXid\b|fallen off the bus|unspecified launch failure|"
-    r"illegal instruction was encountered|hardware stack error",
-    re.IGNORECASE,
-)
-_DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded|Read-only file system")
-_RULE_EXIT = re.compile(r"failed with exit code (\d+)")
-
-
-def _success(seen: Seen) -> Verdict | None:
-    if seen.complete and seen.record and seen.record.status == "done":
-        return None, "the Job is Complete and its done record is there"
-    return None
-
-
-def _done_but_not_complete(seen: Seen) -> Verdict | None:
-    if not seen.complete and seen.record and seen.record.status == "done":
-        return (
-            FailureClass.UNVERIFIED,
-            "a done record, but the Job is not Complete; the next attempt confirms it",
-        )
-    return None
-
-
-def _disrupted(seen: Seen) -> Verdict | None:
-    for pod in seen.job.pods:
-        target = pod.conditions.get("DisruptionTarget")
-        if target and target.reason in _PREEMPTED | _NODE_LOST:
-            lost = target.reason in _NODE_LOST
-            failure = FailureClass.NODE_LOST if lost else FailureClass.PREEMPTED
-            return failure, _sentence(f"the pod was disrupted: {target.reason}", target.message)
-    return None
-
-
-def _suspended(seen: Seen) -> Verdict | None:
-    if seen.job.suspended and not seen.complete:
-        return FailureClass.PREEMPTED, "the Job was suspended by its queue while it ran"
-    return None
-
-
-def _pod_reason(seen: Seen) -> Verdict | None:
-    reason = seen.pod.pod_reason if seen.pod and not seen.complete else None
-    if reason == "DeadlineExceeded":
-        return FailureClass.DEADLINE, "the pod ran longer than maxDuration (DeadlineExceeded)"
-    if reason == "Evicted":
-        return FailureClass.STORAGE, "the kubelet evicted the pod: it used more storage than it may"
-    return None
-
-
-def _oom_killed(seen: Seen) -> Verdict | None:
-    if seen.pod and seen.pod.exit_reason == "OOMKilled" and not seen.complete:
-        return (
-            FailureClass.OOM_HOST,
-            f"the kernel killed it for host memory (OOMKilled, exit {seen.exit_code})",
-        )
-    return None
-
-
-def _trainer_record(seen: Seen) -> Verdict | None:
-    record = seen.record
-    if record is None or record.status == "done":
-        return None
-    said = f"record: exit {record.exit_code}, {_EXIT_MEANS.get(record.exit_code, 'failed')}"
-    return _by_text(record) or _EXIT_CLASS.get(record.exit_code, FailureClass.UNKNOWN), _sentence(
-        said, record.error or ""
-    )
-
-
-def _by_text(record: Record) -> FailureClass | None:
-    """An internal error may be the machine's fault: its text says so. Other codes are verdicts already."""
-    if record.exit_code not in (ExitCode.INTERNAL, 1) or not record.error:
-        return None
-    if _DISK_FULL.search(record.error):
-        return FailureClass.STORAGE
-    return FailureClass.GPU_FAULT if _GPU_FAULT.search(record.error) else None
-
-
-def _exit_code(seen: Seen) -> Verdict | None:
-    code = seen.exit_code
-    if code is None:
-        return None
-    note = f"; its record speaks of {seen.foreign.run_id!r}, not of this attempt" if seen.foreign else ""
-    tail = seen.pod.message if seen.pod and not seen.foreign else ""
-    if code == 0:
-        return FailureClass.UNVERIFIED, f"exit 0 without a done record{note}"
-    if seen.pod and seen.pod.exit_reason == "StartError":
-        return FailureClass.CONFIG, _sentence(f"the container did not start (StartError, exit {code})", tail)
-    return _of_code(code, f"exit {code}, without a record{note}", tail)
-
-
-def _of_code(code: int, said: str, tail: str = "") -> Verdict:
-    means = _EXIT_MEANS.get(code) or (f"killed by signal {code - 128}" if 128 < code < 160 else "")
-    return _EXIT_CLASS.get(code, FailureClass.UNKNOWN), _sentence(
-        f"{said} ({means})" if means else said, tail
-    )
-
-
-def _job_condition(seen: Seen) -> Verdict | None:
-    if seen.complete:
-        return FailureClass.UNVERIFIED, "the Job is Complete, but no done record was seen"
-    failed = seen.job.conditions["Failed"]
-    if failed.reason == "DeadlineExceeded":
-        return FailureClass.DEADLINE, "the Job ran longer than its deadline (DeadlineExceeded)"
-    if "condition DisruptionTarget" in failed.message:
-        return FailureClass.PREEMPTED, _sentence("the Job's condition", failed.message)
-    if match := _RULE_EXIT.search(failed.message):
-        return _of_code(int(match[1]), "the Job's condition", failed.message)
-    return None
-
-
-def _nothing_left(seen: Seen) -> Verdict:
-    failed = seen.job.conditions.get("Failed")
-    tail = failed.message or failed.reason if failed else ""
-    return FailureClass.LOST, _sentence("ended without exit code, record or reason", tail)
-
-
-def _sentence(said: str, detail: str) -> str:
-    """What was seen, with the last lines of its own words: the end of an error says what it is."""
-    detail = " ".join(detail.split())
-    return f"{said}: {detail[-(EVIDENCE_LIMIT - len(said) - 2) :]}" if detail else said
-
-
-RULES: tuple[Callable[[Seen], Verdict | None], ...] = (
-    _success,
-    _done_but_not_complete,
-    _disrupted,
-    _suspended,
-    _pod_reason,
-    _oom_killed,
-    _trainer_record,
-    _exit_code,
-    _job_condition,
-    _nothing_left,
-)
