@@ -128,7 +128,7 @@ def is_list(field: FieldInfo) -> bool:
 
 
 def is_bool(field: FieldInfo) -> bool:
-    return field.annotation is bool
+    return field.annotation in (bool, bool | None)
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
