@@ -20,6 +20,7 @@ from lm_eval.evaluator import evaluate as run_harness
 from lm_eval.tasks._yaml_loader import load_yaml
 from torch import Tensor
 
+from trainer.attempt import Diverged
 from trainer.flags import UsageError
 from trainer.perplexity import log_probs, row_chunks
 from trainer.tasks import own_tasks, rows_file, task_file
@@ -282,7 +283,7 @@ def _rows(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 def run(benchmark: Benchmark, model: StudentLM, limit: int | None) -> list[Item]:
     """Every item of a benchmark answered, 0-shot, by the harness: metric `acc`, in the harness's order.
 
-    `limit`: items of each (sub)task. Raises ArithmeticError when a log-likelihood is not finite.
+    `limit`: items of each (sub)task. Raises Diverged when a log-likelihood is not finite.
     """
     results = run_harness(
         lm=model,
@@ -299,7 +300,7 @@ def run(benchmark: Benchmark, model: StudentLM, limit: int | None) -> list[Item]
             likelihoods = [round(float(answer[0]), 6) for answer in sample["filtered_resps"]]
             items.append(Item(benchmark.name, task, int(sample["doc_id"]), int(sample["acc"]), likelihoods))
     if any(value != value or abs(value) == float("inf") for item in items for value in item.loglikelihoods):
-        raise ArithmeticError(
+        raise Diverged(
             f"{benchmark.name}: log-likelihoods must be finite, got nan or infinity; the weights are broken"
         )
     return items

@@ -51,6 +51,19 @@ def default_models_dir() -> Path:
     return Path(given) if given else Path(os.environ.get("ORCH_DUMP") or "dump") / ".models"
 
 
+def resolve_device(name: str) -> str:
+    """`cpu` or `cuda`; `auto` is cuda when there is one. Asks torch only where there could be one."""
+    if name == "cpu" or not (name == "cuda" or Path("/dev/nvidiactl").exists()):
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if name == "cuda":
+        raise ModelError("device: there is no CUDA device here, got cuda; give cpu or auto")
+    return "cpu"
+
+
 def is_local(name: str) -> bool:
     """Whether a model name means a folder: spelled as a path, or one that is there."""
     return name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or Path(name).is_dir()

@@ -5,7 +5,7 @@ The window protocol is Hugging Face's ("Perplexity of fixed-length models"), cou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainer.attempt import Diverged
 from trainer.flags import UsageError
 from trainer.text import Text
 
@@ -85,14 +86,13 @@ def windows(tokens: int, window: int, stride: int) -> list[Window]:
 class TextScorer:
     """Scores one text under any mode of a student; the teacher's hidden states are computed once and kept.
 
-    tokens: int64 [tokens]. Raises ValueError from `score` when a score is not finite.
+    tokens: int64 [tokens]. Raises Diverged from `score` when a score is not finite.
     """
 
     student: Student
     tokens: Tensor
     window: int = 1024
     stride: int = 512
-    tick: Callable[[], None] = lambda: None
     _teacher_hidden: list[Tensor] = field(default_factory=list)
 
     @property
@@ -110,9 +110,8 @@ class TextScorer:
             rows = slice(window.first - 1, window.end - 1)
             targets_N = self.tokens[window.first : window.end].to(hidden_NH.device)
             nll[rows], kl[rows] = self._rows(hidden_NH, teacher_NH, targets_N, mode)
-            self.tick()
         if not (np.isfinite(nll).all() and np.isfinite(kl).all()):
-            raise ArithmeticError(
+            raise Diverged(
                 f"perplexity: scores of {mode} must be finite, got nan or infinity; the weights are broken"
             )
         return TokenScores(nll, kl)

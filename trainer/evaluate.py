@@ -1,0 +1,211 @@
+"""`python -m trainer eval`: teacher, ptq and adapters measured by one protocol, on one model, in one process.
+
+Results are files named by the hash of what they measure; a variant that is already there is not measured
+again, so an evaluation killed anywhere goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.attempt import report
+from trainer.bases import AdapterSource, check_codes, find_adapters, resolve_base
+from trainer.config import EvalConfig, EvalPlace, TrainConfig, digest
+from trainer.flags import UsageError
+from trainer.layout import ATTEMPT_ENV, write_json
+from trainer.models import resolve_device
+from trainer.protocol import Plan, plan
+from trainer.results import Progress, Record, Stage, VariantName
+from trainer.scores import BlockSums, Cell, publish, read, scores
+
+if TYPE_CHECKING:
+    from trainer.adapter import Mode
+    from trainer.harness import Benchmark, Item
+    from trainer.perplexity import TextScorer
+    from trainer.student import Student
+
+RESULTS = "results.json"
+MODES: dict[VariantName, Mode] = {
+    "teacher": "teacher",
+    "ptq": "ptq",
+    "adapter": "student",
+    "merged": "merged",
+}
+
+
+def evaluate(config: EvalConfig, place: EvalPlace) -> Record:
+    """Measure what is not measured yet and return everything asked for as one record.
+
+    Writes <baselines_dir>/<hash>/ for teacher and ptq, <run folder>/eval/<hash>/ for each adapter, and
+    results.json in the output folder. Raises UsageError and ModelError for the user's faults, Diverged for
+    scores that are not finite.
+    """
+    sources = find_adapters(config.lora_paths)
+    for source in sources:
+        if source.note:
+            sys.stderr.write(source.note + "\n")
+    base = resolve_base(config, sources)
+    device = resolve_device(place.device)
+    models_dir = Path(place.models_dir) if place.models_dir else None
+    measure = plan(config, base, device, models_dir)
+    output = Path(place.output_dir) if place.output_dir else _dump() / "solo" / f"eval-{measure.key()}"
+    cells = plan_cells(config, place, measure, sources, output)
+    missing = [cell for cell in cells if not cell.is_measured]
+    if missing:
+        _measure(missing, config, base, measure, device, models_dir, sources)
+    record = _record(config, place, cells, ptq_cell(place, measure))
+    write_json(output / RESULTS, record.model_dump(mode="json", exclude_none=True))
+    return record
+
+
+def _record(config: EvalConfig, place: EvalPlace, cells: Sequence[Cell], ptq: Cell) -> Record:
+    """Everything asked for, read from its files; differences are to ptq, if it was ever measured."""
+    reference = read(ptq) if ptq.is_measured else None
+    found = [read(cell) for cell in cells]
+    return Record(
+        stage="eval" if config.lora_paths else "baseline",
+        status="done",
+        exit_code=0,
+        run_id=place.run_id,
+        config_digest=digest(config),
+        attempt=os.environ.get(ATTEMPT_ENV),
+        protocol=found[0].protocol,
+        variants=[
+            scores(cell, measured, None if cell.variant == "ptq" else reference)
+            for cell, measured in zip(cells, found, strict=True)
+        ],
+    )
+
+
+def plan_cells(
+    config: EvalConfig, place: EvalPlace, measure: Plan, sources: Sequence[AdapterSource], output: Path
+) -> list[Cell]:
+    """Every variant asked for, baselines first, with where its files lie."""
+    shared = ptq_cell(place, measure).folder
+    cells = [Cell("teacher", shared)] if config.eval_teacher else []
+    cells += [Cell("ptq", shared)] if config.eval_ptq else []
+    for source in sources:
+        key = measure.key(source.sha256())
+        # A foreign adapter's folder is not ours to write in.
+        home = source.home / "eval" if source.home else output / source.name
+        cells += [Cell(form, home / key, source) for form in dict.fromkeys(config.variants)]
+    if not cells:
+        raise UsageError("eval: nothing is measured, got no adapter and no baseline; give --lora-paths")
+    return cells
+
+
+def ptq_cell(place: EvalPlace, measure: Plan) -> Cell:
+    """Where the ptq results of a measure lie, whether it is asked for or only compared with."""
+    root = Path(place.baselines_dir) if place.baselines_dir else _dump() / ".baselines"
+    return Cell("ptq", root / measure.key())
+
+
+def _dump() -> Path:
+    return Path(os.environ.get("ORCH_DUMP") or "dump")
+
+
+def _measure(
+    cells: Sequence[Cell],
+    config: EvalConfig,
+    base: TrainConfig,
+    measure: Plan,
+    device: str,
+    models_dir: Path | None,
+    sources: Sequence[AdapterSource],
+) -> None:
+    """Load the model once and measure the cells one after another, publishing each as soon as it is known."""
+    # Bars of the libraries below would be written between the progress lines.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from trainer.models import load_model, load_tokenizer
+    from trainer.perplexity import TextScorer, text_tokens
+    from trainer.student import build_student
+
+    model = load_model(base.model_name, base.model_revision, base.mixed_precision, models_dir, device)
+    tokenizer = load_tokenizer(base.model_name, base.model_revision, models_dir)
+    try:
+        student = build_student(model, base)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    check_codes(sources, student.codes_sha256)
+    benchmarks: list[Benchmark] = []
+    if measure.tasks:
+        from trainer.harness import load_benchmarks
+
+        benchmarks = load_benchmarks(list(measure.tasks), config.task_data)
+    scorer: TextScorer | None = None
+    if measure.text:
+        tokens = text_tokens(measure.text, tokenizer, config.perplexity_tokens)
+        scorer = TextScorer(student, tokens, config.window, config.stride)
+    parts = [*(["text"] if scorer else []), *measure.tasks]
+    clock = Clock("eval" if config.lora_paths else "baseline", len(cells), parts)
+    worn: AdapterSource | None = None
+    for cell in cells:
+        if cell.source and cell.source is not worn:
+            worn = _wear(student, cell.source)
+        publish(cell, *_score(cell, student, tokenizer, benchmarks, scorer, config, clock), measure)
+
+
+def _wear(student: Student, source: AdapterSource) -> AdapterSource:
+    from trainer.adapter import load_adapter
+
+    try:
+        student.set_adapter(load_adapter(source.folder))
+    except ValueError as error:
+        raise UsageError(f"lora_paths: {source.given} does not fit its base\n{error}") from error
+    return source
+
+
+def _score(
+    cell: Cell,
+    student: Student,
+    tokenizer: Any,
+    benchmarks: Sequence[Benchmark],
+    scorer: TextScorer | None,
+    config: EvalConfig,
+    clock: Clock,
+) -> tuple[list[Item], BlockSums | None]:
+    """(every item of every task, sums of the text's blocks) of one variant."""
+    mode = MODES[cell.variant]
+    blocks: BlockSums | None = None
+    if scorer:
+        from trainer.statistics import block_tokens, in_blocks
+
+        per_token = scorer.score(mode)
+        size = block_tokens(len(per_token.nll))
+        nll, kl = in_blocks(per_token.nll, size), in_blocks(per_token.kl, size)
+        blocks = {"tokens": nll.counts.tolist(), "nll": nll.sums.tolist(), "kl": kl.sums.tolist()}
+        clock.done(cell.label, "text")
+    items: list[Item] = []
+    for benchmark in benchmarks:
+        from trainer.harness import StudentLM, run
+
+        items += run(benchmark, StudentLM(student, tokenizer, mode, config.batch_size), config.limit)
+        clock.done(cell.label, benchmark.name)
+    return items, blocks
+
+
+class Clock:
+    """Prints a progress line for each finished part, with the time left by what equal parts took before."""
+
+    def __init__(self, stage: Stage, variants: int, parts: Sequence[str]) -> None:
+        self._stage, self._parts = stage, list(parts)
+        self._left = [part for _ in range(variants) for part in parts]
+        self._total, self._took, self._last = len(self._left), dict[str, float](), time.monotonic()
+
+    def done(self, variant: str, part: str) -> None:
+        now = time.monotonic()
+        self._took[part], self._last = now - self._last, now
+        self._left.remove(part)
+        usual = sum(self._took.values()) / len(self._took)
+        left = sum(self._took.get(other, usual) for other in self._left)
+        done = self._total - len(self._left)
+        report(
+            Progress(
+                stage=self._stage, done=done, total=self._total, what=f"{variant}: {part}", seconds_left=left
+            )
+        )
