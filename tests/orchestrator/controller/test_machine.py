@@ -1,0 +1,147 @@
+"""Whatever happens to Jobs, pods and records, in any order: what must hold always, and that it ends well."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import settings, strategies
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from orchestrator.cluster.base import Condition, ObservedJob, ObservedPod
+from orchestrator.controller.observed import Control
+from orchestrator.controller.plan import CreateJob
+from orchestrator.controller.status import STATES
+from orchestrator.sweep.naming import LABEL_RUN, LABEL_STAGE
+from tests.orchestrator.controller.scene import Scene, a_sweep
+
+RUNS = 4
+CODES = (64, 70, 75, 77, 79, 137, None)
+WINDOW = 3
+
+
+class Machine(RuleBasedStateMachine):
+    """A sweep of four runs; the world does what it likes between the controller's turns."""
+
+    @initialize(per_job=strategies.integers(1, 4), canary=strategies.booleans())
+    def submit(self, per_job: int, canary: bool) -> None:
+        patient = {"retry": {"userError": 100, "internal": 100, "stalled": 100, "unknown": 100, "lost": 100}}
+        self.scene = Scene(
+            a_sweep(
+                RUNS,
+                scheduling={"parallelism": WINDOW, "canary": canary},
+                eval={"adaptersPerJob": per_job},
+                retry=patient["retry"] | {"preempted": 100, "oomCuda": 100, "unverified": 100},
+            )
+        )
+        self.done: set[str] = set()
+
+    def job(self, data: strategies.DataObject, jobs: list[ObservedJob]) -> str:
+        return data.draw(strategies.sampled_from(sorted(job.name for job in jobs)))
+
+    @property
+    def unfinished(self) -> list[ObservedJob]:
+        return [job for job in self.scene.cluster.made.values() if not job.finished]
+
+    @rule()
+    def turn(self) -> None:
+        before = {name for name, record in self.scene.cluster.stored_records.items()}
+        for action in self.scene.turn().actions:
+            if isinstance(action, CreateJob):
+                request = action.request
+                assert action.name not in before, "an attempt that is recorded was made again"
+                assert f"{request.stage} {request.run_id}" not in self.done, "what was done is run again"
+        for record in self.scene.cluster.stored_records.values():
+            if record["state"] == "done":
+                self.done.add(f"{record['stage']} {record['run_id']}")
+        assert self.scene.plan().actions == (), "a second look at the same world finds something to do"
+
+    @precondition(lambda self: self.unfinished)
+    @rule(data=strategies.data(), ready=strategies.booleans())
+    def start(self, data: strategies.DataObject, ready: bool) -> None:
+        self.scene.cluster.start(self.job(data, self.unfinished), ready=ready)
+
+    @precondition(lambda self: self.unfinished)
+    @rule(data=strategies.data())
+    def finish(self, data: strategies.DataObject) -> None:
+        self.scene.cluster.finish(self.job(data, self.unfinished))
+
+    @precondition(lambda self: self.unfinished)
+    @rule(data=strategies.data(), code=strategies.sampled_from(CODES))
+    def fail(self, data: strategies.DataObject, code: int | None) -> None:
+        self.scene.cluster.fail(self.job(data, self.unfinished), code)
+
+    @precondition(lambda self: self.unfinished)
+    @rule(data=strategies.data())
+    def complete_without_a_record(self, data: strategies.DataObject) -> None:
+        self.scene.cluster.finish(self.job(data, self.unfinished), message="")
+
+    @precondition(lambda self: self.scene.cluster.made)
+    @rule(data=strategies.data())
+    def vanish(self, data: strategies.DataObject) -> None:
+        name = self.job(data, list(self.scene.cluster.made.values()))
+        self.scene.cluster.made.pop(name)
+
+    @precondition(lambda self: self.unfinished)
+    @rule(data=strategies.data())
+    def leave_a_zombie(self, data: strategies.DataObject) -> None:
+        """The node is lost: the Job has failed, and its pod may still be writing."""
+        lost = {"DisruptionTarget": Condition("DeletionByTaintManager")}
+        name = self.job(data, self.unfinished)
+        pod = ObservedPod(f"pod-{name}", "Running", started_at=self.scene.cluster.now, conditions=lost)
+        self.scene.cluster.set_state(
+            name, pods=(pod,), conditions={"Failed": Condition("BackoffLimitExceeded")}
+        )
+
+    @rule(seconds=strategies.sampled_from([1.0, 100.0, 1000.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.scene.cluster.now += seconds
+
+    @rule(suspend=strategies.booleans())
+    def suspend(self, suspend: bool) -> None:
+        self.scene.control = Control(suspend=suspend)
+
+    @rule()
+    def restart_the_controller(self) -> None:
+        self.scene.created.clear()
+
+    @invariant()
+    def one_live_attempt(self) -> None:
+        units = [(job.labels[LABEL_STAGE], job.labels[LABEL_RUN]) for job in self.unfinished]
+        assert len(units) == len(set(units)), "two live Jobs do the same"
+
+    @invariant()
+    def window_holds(self) -> None:
+        assert len(self.unfinished) <= WINDOW
+
+    @invariant()
+    def counts_add_up(self) -> None:
+        counts = self.scene.plan().status.counts
+        assert counts["total"] == RUNS == sum(counts[state] for state in STATES)
+
+    def teardown(self) -> None:
+        if hasattr(self, "scene"):
+            self.converges_once_faults_stop()
+
+    def converges_once_faults_stop(self) -> None:
+        scene = self.scene
+        scene.control = Control()
+        for _ in range(40):
+            self.turn()
+            if scene.plan().status.finished:
+                break
+            for job in self.unfinished:
+                scene.cluster.finish(job.name)
+            for job in list(scene.cluster.made.values()):  # pods of lost nodes end, too
+                ended = tuple(replace(pod, phase="Failed") for pod in job.pods if pod.phase == "Running")
+                if ended:
+                    scene.cluster.set_state(job.name, pods=ended)
+        assert scene.plan().status.finished
+        ended = set(scene.states().values())
+        # Out of CUDA memory has an end: a micro-batch of one cannot be cut.
+        assert ended <= {"done", "failed"}
+        for state in scene.plan().states:
+            assert state.state == "done" or state.failure == "oomCuda" or state.failure == "nodeLost"
+
+
+Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+test_machine = Machine.TestCase
