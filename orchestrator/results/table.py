@@ -105,7 +105,7 @@ def _legend(table: Table) -> str:
     if table.row("ptq") is None:
         parts.append(f"{UNCOMPARED} ptq was not measured, so nothing is compared")
     else:
-        parts.append(f"{ALIKE} not told from ptq (paired, two-sided {SIGNIFICANT:.0%}, each by itself)")
+        parts.append(f"{ALIKE} not told from ptq (paired, two-sided {100 * SIGNIFICANT:g} %, each by itself)")
         if any(UNCOMPARED in cell(c, row) for block in columns(table) for c in block for row in table.rows):
             parts.append(f"{UNCOMPARED} no paired counts")
     parts.append(f"{ABSENT} not measured, or a gap within noise")
@@ -166,7 +166,7 @@ def _layout(table: Table, console: Console) -> list[RenderableType]:
         [_grid(table, block, errors=errors) for block in (tasks, text) if block] for errors in (True, False)
     ]
     for layout in (whole, *parted):
-        if all(console.measure(part).maximum <= console.width for part in layout):
+        if all(_width(part, console) <= console.width for part in layout):
             return layout
     return list(parted[-1])
 
@@ -177,12 +177,25 @@ def _grid(table: Table, block: Sequence[Column], *, errors: bool) -> RenderableT
     from rich.text import Text
 
     grid = Grid(box=rich.box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    grid.add_column("model", overflow="fold")
+    grid.add_column("model", overflow="fold", min_width=8)
     for column in block:
         grid.add_column(column.heading, justify="right", no_wrap=True)
-    for row in table.rows:
-        grid.add_row(Text(row.label), *(cell(column, row, errors=errors) for column in block))
+    shown = [_aligned([cell(column, row, errors=errors) for row in table.rows]) for column in block]
+    for row, *cells in zip(table.rows, *shown, strict=True):
+        grid.add_row(Text(row.label), *cells)
     return grid
+
+
+def _aligned(cells: list[str]) -> list[str]:
+    """Room for the mark where another row has one, so that the digits stand under each other."""
+    marked = any(text.endswith((ALIKE, UNCOMPARED)) for text in cells)
+    return [text if not marked or text.endswith((ALIKE, UNCOMPARED)) else f"{text} " for text in cells]
+
+
+def _width(part: RenderableType, console: Console) -> int:
+    from rich.measure import Measurement
+
+    return Measurement.get(console, console.options.update(max_width=10_000), part).maximum
 
 
 def _task_getter(task: str) -> Callable[[Row], Score | None]:
