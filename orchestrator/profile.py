@@ -1,0 +1,116 @@
+"""The lab's defaults (`orch.toml`): image, storage, node labels, so that a sweep holds only the question."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from orchestrator.errors import UserError
+from trainer.flags import describe, nearest
+
+PROFILE_FILE = "orch.toml"
+UNPUBLISHED_IMAGE = "localhost/orch-trainer:dev"
+"""The image of a lab that has published none: a name nobody else can serve, enough for local Jobs."""
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253)]
+Namespace = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)]
+Quantity = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}(Mi|Gi|Ti)$")]
+SubPath = Annotated[
+    str, StringConstraints(pattern=r"^([A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*)?$", max_length=200)
+]
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
+
+GPU_PRODUCTS = {
+    "B200": ["NVIDIA-B200"],
+    "H200": ["NVIDIA-H200", "NVIDIA-H200-NVL"],
+    "H100": ["NVIDIA-H100-80GB-HBM3", "NVIDIA-H100-PCIe", "NVIDIA-H100-NVL"],
+    "A100": [
+        "NVIDIA-A100-SXM4-80GB",
+        "NVIDIA-A100-SXM4-40GB",
+        "NVIDIA-A100-80GB-PCIe",
+        "NVIDIA-A100-PCIE-40GB",
+    ],
+    "L40S": ["NVIDIA-L40S"],
+    "L4": ["NVIDIA-L4"],
+    "A10": ["NVIDIA-A10", "NVIDIA-A10G"],
+    "T4": ["Tesla-T4"],
+}
+"""Values of the label nvidia.com/gpu.product, as NVIDIA's GPU feature discovery spells them."""
+
+
+class Toleration(BaseModel):
+    """A taint that Jobs tolerate, as in a pod."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    key: str | None = None
+    operator: Literal["Exists", "Equal"] = "Equal"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    tolerationSeconds: int | None = None
+
+
+class Profile(BaseModel):
+    """What all Jobs of a lab have in common; never part of a run's identity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    image: str = Field(
+        UNPUBLISHED_IMAGE, pattern=r"^[^\s]+$", description="Trainer image, NAME@sha256:DIGEST."
+    )
+    allowImageTags: bool = Field(False, description="Accept an image that is not pinned by digest.")
+    imagePullSecrets: list[Name] = Field(default_factory=list, description="Secrets to pull it with.")
+    namespace: Namespace = Field("orch", description="Namespace of Sweeps and Jobs.")
+    serviceAccount: Name = Field("orch-trainer", description="Account of the Jobs; it gets no token.")
+    volumeClaim: Name = Field("orch", description="Shared (ReadWriteMany) claim that holds dump/.")
+    dumpSubPath: SubPath = Field("dump", description="Folder of dump/ in the claim; '' for its root.")
+    modelsSubPath: SubPath = Field("", description="Folder of the models in the claim; '': in dump/.models.")
+    hubTokenSecret: Name | None = Field(
+        None, description="Secret whose key `token` is the hub token; mounted into fetch Jobs only."
+    )
+    priorityClasses: dict[str, Name] = Field(
+        default={"low": "orch-low", "normal": "orch-normal", "high": "orch-high"},
+        description="scheduling.priority: PriorityClass.",
+    )
+    gpuTypes: dict[str, list[str]] = Field(
+        default=GPU_PRODUCTS, description="resources.gpuType: values of the node label gpuTypeLabel."
+    )
+    gpuTypeLabel: str = Field("nvidia.com/gpu.product", description="Node label that names the GPU.")
+    nodeSelector: dict[str, str] = Field(default_factory=dict, description="Labels every node must have.")
+    tolerations: list[Toleration] = Field(
+        default=[Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")],
+        description="Taints that Jobs tolerate.",
+    )
+    env: dict[EnvName, str] = Field(default_factory=dict, description="Environment of every Job.")
+    maxMemory: Quantity | None = Field(None, description="Most memory a Job may ask, retries included.")
+    shmSize: Quantity = Field("2Gi", description="/dev/shm; it counts against the Job's memory.")
+    tmpSize: Quantity = Field("20Gi", description="/tmp of a Job.")
+
+
+def load_profile(path: Path | None = None) -> Profile:
+    """The profile in `path`, else in ./orch.toml, else the defaults.
+
+    Raises UserError with every fault of the file.
+    """
+    if path is None:
+        path = Path(PROFILE_FILE)
+        if not path.exists():
+            return Profile()
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: cannot be read, got {error}; give a TOML file of defaults") from error
+    try:
+        return Profile.model_validate(table)
+    except ValidationError as error:
+        unknown = [key for key in table if key not in Profile.model_fields]
+        faults = [f"{path}: {key} is no profile field{nearest(key, Profile.model_fields)}" for key in unknown]
+        faults += [f"{path}: {fault}" for fault in describe(error, "", table) if not _names(fault, unknown)]
+        raise UserError("\n".join(faults)) from error
+
+
+def _names(fault: str, keys: list[str]) -> bool:
+    return any(fault.startswith(f"{key}: ") for key in keys)
