@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from orchestrator.controller.observed import Unit
-from orchestrator.controller.requests import Measurement
+from orchestrator.controller.requests import Measurement, fetch_unit, text_fetch
 from orchestrator.controller.world import Next, World
 from orchestrator.sweep.spec import EvalSpec
-from trainer.config import ModelSettings
+from trainer.config import FetchConfig, ModelSettings
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,14 @@ class Group:
     @cached_property
     def more_to_come(self) -> bool:
         """Whether another run of this base may still bring an adapter."""
-        wanted = [self.world.trains[run] for run in self.members if run not in self.world.cancelled]
-        return any(
-            step.verb == "busy" or (step.verb == "start" and self.evaluation.may_train) for step in wanted
-        )
+        return any(self._may_come(run) for run in self.members if run not in self.world.cancelled)
+
+    def _may_come(self, run: str) -> bool:
+        verb = self.world.trains[run].verb
+        if verb != "start":
+            return verb == "busy"
+        fetched = self.world.next(fetch_unit(self.world.fetches[run])).verb != "failed"
+        return fetched and self.evaluation.may_train
 
     @property
     def baseline(self) -> Measurement:
@@ -161,8 +165,19 @@ class Group:
         return not self.more_to_come and len(self.ready) <= self._per_job
 
     @cached_property
+    def text(self) -> FetchConfig | None:
+        """The text to fetch before anything is measured."""
+        return text_fetch(self.protocol)
+
+    @cached_property
+    def _text_step(self) -> Next | None:
+        return self.world.next(fetch_unit(self.text)) if self.text else None
+
+    @cached_property
     def broken(self) -> Next | None:
-        """The baselines' final failure, when adapters wait for them in vain."""
+        """The final failure of the text or the baselines, when adapters wait for them in vain."""
+        if self._text_step and self._text_step.verb == "failed":
+            return self._text_step
         if not self._needs_baseline or self._alone or {"busy", "start"} & set(self._siblings):
             return None
         step = self.world.next(self.baseline.unit)
@@ -171,7 +186,7 @@ class Group:
     def starts(self) -> Iterator[Start]:
         """What to create for this group now."""
         batches = list(self._batches())
-        if not batches:
+        if not batches or (self._text_step and self._text_step.verb != "done"):
             return
         if self._needs_baseline:
             if {"busy", "start"} & set(self._siblings):

@@ -80,6 +80,8 @@ def decisive(job: ObservedJob) -> ObservedPod | None:
 
 def _ours(record: Record, job: ObservedJob) -> bool:
     stage = job.labels.get(LABEL_STAGE)
+    if record.status == "failed" and record.run_id is None:
+        return True  # flags it could not read: it never learnt which run it is
     # A baseline is an evaluation without adapters: the trainer need not know the difference.
     stages = {"baseline", "eval"} if stage == "baseline" else {stage}
     if record.stage not in stages or record.run_id != job.annotations.get(ANNOTATION_RUN):

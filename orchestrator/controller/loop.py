@@ -15,9 +15,9 @@ from orchestrator.controller.observed import Control, Observed, read_records
 from orchestrator.controller.outcome import FailureClass
 from orchestrator.controller.plan import Action, CreateJob, DeleteJob, RecordAttempt, plan
 from orchestrator.controller.retry import memory_bytes
-from orchestrator.controller.status import SweepStatus, refused
+from orchestrator.controller.status import SweepStatus, refused, unrenderable
 from orchestrator.controller.world import World, record_as, record_of
-from orchestrator.errors import NotFoundError, SweepError
+from orchestrator.errors import NotFoundError, RenderError, SweepError
 from orchestrator.profile import Profile
 from orchestrator.render import render_job
 from orchestrator.sweep.expand import Run, expand
@@ -31,7 +31,10 @@ OnStatus = Callable[[str, SweepStatus], None]
 
 
 class Controller:
-    """Keeps sweeps going on a cluster. `clock` gives Unix seconds; `stop` ends `run` at its next turn."""
+    """Keeps sweeps going on a cluster. `clock` gives Unix seconds; `stop` ends `run` at its next turn.
+
+    `check_schema` checks every Job against the Kubernetes client's models, whose import takes seconds.
+    """
 
     def __init__(
         self,
@@ -41,12 +44,14 @@ class Controller:
         *,
         stop: threading.Event | None = None,
         poll_s: float = 5.0,
+        check_schema: bool = True,
     ) -> None:
         self.cluster = cluster
         self.profile = profile
         self.clock = clock
         self.stop = stop or threading.Event()
         self.poll_s = poll_s
+        self.check_schema = check_schema
         self._created: Counter[str] = Counter()
         self._conflicts: set[str] = set()
         self._expanded: dict[str, tuple[Any, Sweep, tuple[Run, ...]]] = {}
@@ -67,21 +72,24 @@ class Controller:
         told: dict[str, SweepStatus] = {}
         failures = 0
         while not self.stop.is_set():
+            names, good = sorted(sweeps or ()), True
             try:
-                names = sorted(sweeps) if sweeps is not None else self._names()
+                names = names if sweeps is not None else self._names()
                 for name in names:
                     told[name] = self.step(name)
                     if on_status:
                         on_status(name, told[name])
-                failures = 0
-                if until_done and all(told[name].finished for name in names):
-                    break
             except Exception as error:  # whatever went wrong, the next turn sees the world anew
+                good = False
                 failures += 1
                 hopeless = isinstance(error, NotFoundError) and sweeps is not None
                 if hopeless or (give_up_after is not None and failures >= give_up_after):
                     raise
                 LOG.exception("controller: a step failed, tried again; failures in a row: %d", failures)
+            if good:
+                failures = 0
+                if until_done and all(told[name].finished for name in names):
+                    break
             self.cluster.wait(min(self.poll_s * 2**failures, max(self.poll_s, MAX_BACKOFF_S)))
         return told
 
@@ -90,13 +98,14 @@ class Controller:
         stored = self._stored(name)
         try:
             sweep, runs = self._expand(name, stored)
-        except SweepError as error:
-            status = refused(error.faults)
-        else:
             planned = plan(sweep, runs, self._observe(name, stored), self.clock(), self._max_memory)
+            status = planned.status
             for action in planned.actions:
                 self._act(name, action)
-            status = planned.status
+        except SweepError as error:
+            status = refused(error.faults)
+        except RenderError as error:
+            status = unrenderable(status, str(error))
         self.cluster.put_status(name, status.to_json())
         return status
 
@@ -179,7 +188,7 @@ class Controller:
                 self._create(action)
 
     def _create(self, action: CreateJob) -> None:
-        manifest = render_job(action.request, self.profile)
+        manifest = render_job(action.request, self.profile, check_schema=self.check_schema)
         if action.runs:
             manifest["metadata"].setdefault("annotations", {})[ANNOTATION_RUNS] = ",".join(action.runs)
         made = self.cluster.create_job(manifest)

@@ -18,6 +18,7 @@ from orchestrator.controller.outcome import AttemptRecord, FailureClass
 from orchestrator.controller.requests import (
     eval_request,
     fetch_request,
+    fetch_unit,
     job_of,
     train_request,
 )
@@ -176,7 +177,7 @@ def _wanted(
     if blocked and (blocked.type == "Suspended" or blocked.reason == "GpuHoursUsed"):
         return
     training = [] if blocked else list(_trainings(world, told))
-    yield from _fetches(world, training)
+    yield from _fetches(world, evaluation, training)
     yield from _evaluations(world, evaluation)
     yield from _train_jobs(world, training)
 
@@ -195,13 +196,15 @@ def _waits(world: World, state: RunState) -> bool:
     return state.state == "pending" and world.trains[state.run.id].verb == "start"
 
 
-def _fetches(world: World, training: Sequence[Run]) -> Iterator[CreateJob]:
-    """One fetch for each model and dataset that runs wait for."""
-    configs = {world.fetches[run.id]: run.config for run in training}
-    for unit, config in configs.items():
+def _fetches(world: World, evaluation: Evaluation, training: Sequence[Run]) -> Iterator[CreateJob]:
+    """One fetch for each model and dataset that runs wait for, and for each text of their evaluations."""
+    models = [world.fetches[run.id] for run in training]
+    texts = [group.text for group in evaluation.groups.values() if training or group.ready]
+    for fetch in dict.fromkeys((*models, *filter(None, texts))):
+        unit = fetch_unit(fetch)
         step = world.next(unit)
         if step.verb == "start":
-            request = fetch_request(world.sweep, world.observed.uid, config, step.attempt, step.overrides)
+            request = fetch_request(world.sweep, world.observed.uid, fetch, step.attempt, step.overrides)
             yield _create(world, unit, request)
 
 
@@ -214,7 +217,7 @@ def _evaluations(world: World, evaluation: Evaluation) -> Iterator[CreateJob]:
 
 def _train_jobs(world: World, training: Sequence[Run]) -> Iterator[CreateJob]:
     for run in training:
-        if world.next(world.fetches[run.id]).verb == "done":
+        if world.next(fetch_unit(world.fetches[run.id])).verb == "done":
             step = world.trains[run.id]
             request = train_request(world.sweep, world.observed.uid, run, step.attempt, step.overrides)
             yield _create(world, Unit("train", run.id), request)

@@ -76,8 +76,19 @@ def _covers(other: EvalSpec, one: EvalSpec) -> bool:
     return same and set(one.baselines) <= set(other.baselines)
 
 
-def fetch_unit(config: TrainConfig) -> Unit:
-    return Unit("fetch", run_id("fetch", digest(_fetch_config(config))))
+def fetch_of(config: TrainConfig) -> FetchConfig:
+    """What a run needs on the volume: its model and its data."""
+    return FetchConfig(**{name: getattr(config, name) for name in _FETCHED})
+
+
+def text_fetch(protocol: str) -> FetchConfig | None:
+    """What an evaluation needs on the volume besides: the text of its perplexity, if a hub has it."""
+    return FetchConfig(dataset_name="wikitext") if _protocol(protocol).perplexity == "wikitext" else None
+
+
+@lru_cache(maxsize=1024)
+def fetch_unit(fetch: FetchConfig) -> Unit:
+    return Unit("fetch", run_id("fetch", digest(fetch)))
 
 
 def train_request(sweep: Sweep, uid: str | None, run: Run, attempt: int, overrides: Overrides) -> JobRequest:
@@ -95,10 +106,10 @@ def train_request(sweep: Sweep, uid: str | None, run: Run, attempt: int, overrid
 
 
 def fetch_request(
-    sweep: Sweep, uid: str | None, config: TrainConfig, attempt: int, overrides: Overrides
+    sweep: Sweep, uid: str | None, fetch: FetchConfig, attempt: int, overrides: Overrides
 ) -> JobRequest:
     """The Job that brings a model and a dataset to the volume; it needs no GPU."""
-    unit, fetch = fetch_unit(config), _fetch_config(config)
+    unit = fetch_unit(fetch)
     args = ("fetch", *to_flags(fetch.model_copy(update={"models_dir": MODELS_MOUNT, "run_id": unit.id})))
     resources = sweep.spec.resources.model_copy(update={"gpus": 0, "gpuType": []})
     return _request(sweep, uid, unit, attempt, args, digest(fetch), resources, overrides)
@@ -108,7 +119,12 @@ def eval_request(
     sweep: Sweep, uid: str | None, what: Measurement, attempt: int, overrides: Overrides
 ) -> JobRequest:
     """The Job of an evaluation: one process, so one GPU at most."""
-    place = EvalPlace(baselines_dir=BASELINES_MOUNT, models_dir=MODELS_MOUNT, run_id=what.unit.id)
+    place = EvalPlace(
+        output_dir=f"{DUMP_MOUNT}/{sweep.metadata.name}/{what.unit.id}",
+        baselines_dir=BASELINES_MOUNT,
+        models_dir=MODELS_MOUNT,
+        run_id=what.unit.id,
+    )
     args = ("eval", *to_flags(what.config), *to_flags(place))
     gpus = min(1, sweep.spec.resources.gpus)
     resources = sweep.spec.resources.model_copy(update={"gpus": gpus})
@@ -143,10 +159,6 @@ def _request(
 def job_of(sweep: str, unit: Unit, attempt: int) -> str:
     """The name of an attempt's Job."""
     return job_name(sweep, unit.id, unit.stage, attempt)
-
-
-def _fetch_config(config: TrainConfig) -> FetchConfig:
-    return FetchConfig(**{name: getattr(config, name) for name in _FETCHED})
 
 
 _FETCHED = ("model_name", "model_revision", "dataset_name", "dataset_revision")

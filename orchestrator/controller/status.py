@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from orchestrator.controller.evaluation import Evaluation
 from orchestrator.controller.observed import Observed
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
+from orchestrator.controller.requests import fetch_unit
 from orchestrator.controller.world import Next, World, settled
 from orchestrator.sweep.expand import Run
 from orchestrator.sweep.spec import Sweep
@@ -122,7 +123,7 @@ def _training(world: World, run: Run, train: Next) -> RunState:
         return _told(run, "running" if train.running else "pending", "train", train)
     if train.verb == "failed":
         return _told(run, "failed", "train", train)
-    fetch = world.next(world.fetches[run.id])
+    fetch = world.next(fetch_unit(world.fetches[run.id]))
     if fetch.verb == "failed":
         return _told(run, "failed", "fetch", fetch)
     told = _told(run, "pending", "train", train)
@@ -177,6 +178,13 @@ def refused(faults: Sequence[str]) -> SweepStatus:
     message = "\n".join(faults)[:MESSAGE_LIMIT]
     refusal = Condition(type="Accepted", status="False", reason="Invalid", message=message)
     return SweepStatus(conditions=[refusal], finished=True)
+
+
+def unrenderable(status: SweepStatus, faults: str) -> SweepStatus:
+    """The status of a sweep whose Jobs cannot be made with this profile: nothing new starts."""
+    halted = Condition(type="Halted", status="True", reason="CannotRender", message=faults[:MESSAGE_LIMIT])
+    update = {"conditions": [*status.conditions, halted], "finished": status.active == 0}
+    return status.model_copy(update=update)
 
 
 def control_digest(world: World) -> str:

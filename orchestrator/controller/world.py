@@ -29,12 +29,12 @@ from orchestrator.controller.outcome import (
     gpu_seconds,
     outcome,
 )
-from orchestrator.controller.requests import base_of, fetch_unit, job_of, protocols
+from orchestrator.controller.requests import base_of, fetch_of, job_of, protocols
 from orchestrator.controller.retry import Limits, Overrides, after_failure, bad_nodes, overrides_after
 from orchestrator.sweep.expand import Run
 from orchestrator.sweep.naming import ANNOTATION_DIGEST
 from orchestrator.sweep.spec import Sweep
-from trainer.config import ModelSettings
+from trainer.config import FetchConfig, ModelSettings
 
 NOTHING = History()
 
@@ -86,9 +86,9 @@ class World:
         return {run.id: base_of(run.config) for run in self.runs}
 
     @cached_property
-    def fetches(self) -> dict[str, Unit]:
-        """The fetch that each run waits for, by run id."""
-        return {run.id: fetch_unit(run.config) for run in self.runs}
+    def fetches(self) -> dict[str, FetchConfig]:
+        """What must be on the volume before each run, by run id."""
+        return {run.id: fetch_of(run.config) for run in self.runs}
 
     @cached_property
     def protocols(self) -> tuple[str, ...]:

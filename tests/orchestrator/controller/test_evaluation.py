@@ -9,7 +9,7 @@ from orchestrator.controller.status import run_states
 from tests.orchestrator.controller.scene import Scene, a_sweep
 from tests.orchestrator.fakes import done_record
 from trainer import flags
-from trainer.config import EvalConfig, EvalPlace
+from trainer.config import EvalConfig, EvalPlace, FetchConfig
 
 
 def scene_of(count: int, per_job: int, **spec: Any) -> Scene:
@@ -68,6 +68,53 @@ def test_a_run_that_fails_is_not_waited_for() -> None:
     scene.cluster.fail(scene.job("r1"), 64)
     scene.turn()
     assert measured_runs(scene) == [["r0"]]
+
+
+def test_a_run_that_cannot_be_fetched_for_is_not_waited_for() -> None:
+    runs = [{"name": "a"}, {"name": "b", "params": {"dataset_name": "no/data"}}]
+    scene = Scene(a_sweep(groups=[{"name": "g", "runs": runs}], eval={"adaptersPerJob": 2}))
+    scene.turn()
+    for name in scene.live("fetch"):
+        if "no/data" in scene.args(name):
+            scene.cluster.fail(name, 64)
+        else:
+            scene.cluster.finish(name)
+    scene.turn()
+    scene.trained()
+    assert measured_runs(scene) == [["a"]]
+
+
+def test_the_text_is_fetched_before_anything_is_measured() -> None:
+    scene = Scene(a_sweep(1))
+    scene.turn()
+    model, text = scene.live("fetch")
+    [fetch] = flags.parse(scene.args(text)[1:], FetchConfig)
+    assert (fetch.model_name, fetch.dataset_name) == (None, "wikitext")
+    scene.cluster.finish(model)
+    scene.turn()
+    scene.trained()
+    assert scene.live("eval") == []
+    scene.cluster.finish(text)
+    scene.turn()
+    assert measured_runs(scene) == [["r0"]]
+
+
+def test_a_text_that_cannot_be_fetched_fails_what_waits_for_it() -> None:
+    scene = Scene(a_sweep(1))
+    scene.turn()
+    model, text = scene.live("fetch")
+    scene.cluster.finish(model)
+    scene.cluster.fail(text, 64)
+    scene.turn()
+    scene.trained()
+    assert (scene.state("r0").state, scene.state("r0").stage) == ("failed", "fetch")
+    assert scene.plan().status.finished
+
+
+def test_a_text_that_is_here_is_not_fetched() -> None:
+    scene = Scene(a_sweep(1, eval={"perplexity": "pydoc_topics"}))
+    scene.turn()
+    assert len(scene.live("fetch")) == 1
 
 
 def test_a_cancelled_run_is_neither_waited_for_nor_measured() -> None:

@@ -143,5 +143,5 @@ class Machine(RuleBasedStateMachine):
             assert state.state == "done" or state.failure == "oomCuda" or state.failure == "nodeLost"
 
 
-Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 test_machine = Machine.TestCase

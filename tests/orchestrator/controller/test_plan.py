@@ -24,7 +24,7 @@ def condition(scene: Scene, kind: str) -> Condition | None:
 
 
 def test_plan_fetches_once_before_any_training() -> None:
-    scene = Scene(a_sweep(3))
+    scene = Scene(a_sweep(3, **NO_EVAL))
     scene.turn()
     assert (len(scene.live("fetch")), len(scene.live("train"))) == (1, 0)
     scene.turn()
@@ -36,7 +36,7 @@ def test_plan_fetches_once_before_any_training() -> None:
 
 def test_plan_fetches_every_model_and_dataset_and_starts_what_is_there() -> None:
     runs = [{"name": "a"}, {"name": "b", "params": {"dataset_name": "other/data"}}]
-    scene = Scene(a_sweep(groups=[{"name": "g", "runs": runs}]))
+    scene = Scene(a_sweep(groups=[{"name": "g", "runs": runs}], **NO_EVAL))
     scene.turn()
     first, second = scene.live("fetch")
     scene.cluster.finish(second)

@@ -1,0 +1,188 @@
+"""The loop: it does what is planned, tells it, goes on after faults, and stops when it should."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import pytest
+
+from orchestrator.cluster.base import Created
+from orchestrator.controller.loop import Controller
+from orchestrator.controller.outcome import AttemptRecord
+from orchestrator.errors import ClusterError, NotFoundError
+from orchestrator.profile import Profile
+from orchestrator.sweep.naming import ANNOTATION_RUNS, LABEL_STAGE
+from orchestrator.sweep.spec import Sweep
+from tests.orchestrator.controller.scene import a_sweep
+from tests.orchestrator.fakes import FakeCluster
+
+
+def submitted(sweep: Sweep) -> tuple[FakeCluster, Controller]:
+    cluster = FakeCluster()
+    cluster.put_sweep(sweep.model_dump(exclude_none=True))
+    controller = Controller(cluster, Profile(allowImageTags=True), cluster.clock, check_schema=False)
+    return cluster, controller
+
+
+def finish_all(cluster: FakeCluster) -> None:
+    """The world: whatever was made ends well."""
+    for job in list(cluster.made.values()):
+        if not job.finished:
+            cluster.finish(job.name)
+
+
+def stages(cluster: FakeCluster) -> list[str]:
+    return [job.labels[LABEL_STAGE] for job in cluster.made.values()]
+
+
+def test_run_takes_a_sweep_to_its_end() -> None:
+    cluster, controller = submitted(a_sweep(3, eval={"adaptersPerJob": 4}))
+    cluster.on_wait = finish_all
+    told: list[dict[str, int]] = []
+    status = controller.run(until_done=True, on_status=lambda name, one: told.append(one.counts))["demo"]
+    assert status.counts["done"] == 3
+    assert stages(cluster) == ["fetch", "fetch", "train", "train", "train", "eval"]
+    assert len(cluster.stored_records) == 6
+    assert told[0]["pending"] == told[-1]["done"] == 3
+    assert cluster.stored["demo"]["status"] == json.loads(json.dumps(status.to_json()))
+
+
+def test_run_of_a_finished_sweep_writes_nothing() -> None:
+    cluster, controller = submitted(a_sweep(2))
+    cluster.on_wait = finish_all
+    controller.run(until_done=True)
+    cluster.made.clear()  # the Jobs are gone; the records tell
+    cluster.calls.clear()
+    again = Controller(cluster, Profile(allowImageTags=True), cluster.clock, check_schema=False)
+    again.run(until_done=True)
+    assert cluster.calls == []
+
+
+def test_step_records_before_it_creates_and_tells_last() -> None:
+    cluster, controller = submitted(a_sweep(1))
+    for _ in range(2):
+        controller.step("demo")
+        finish_all(cluster)
+    cluster.calls.clear()
+    controller.step("demo")
+    [kinds, names] = zip(*cluster.calls, strict=True)
+    assert kinds == ("put_record", "create_job", "put_status")
+    record = AttemptRecord.model_validate(cluster.stored_records[names[0]])
+    assert (record.state, record.stage, record.record.status) == ("done", "train", "done")
+
+
+def test_an_eval_job_carries_the_runs_it_measures() -> None:
+    cluster, controller = submitted(a_sweep(2, eval={"adaptersPerJob": 4}))
+    cluster.on_wait = finish_all
+    controller.run(until_done=True)
+    trained = [job for job in cluster.made.values() if job.labels[LABEL_STAGE] == "train"]
+    [measured] = [job for job in cluster.made.values() if job.labels[LABEL_STAGE] == "eval"]
+    assert len(measured.annotations[ANNOTATION_RUNS].split(",")) == len(trained)
+
+
+def test_a_stored_sweep_that_no_longer_expands_is_refused_with_every_fault() -> None:
+    cluster, controller = submitted(a_sweep(1))
+    spec: dict[str, Any] = cluster.stored["demo"]["spec"]
+    spec["params"] = {"lmbdaa": 1, "beta": 7}
+    status = controller.step("demo")
+    [accepted] = status.conditions
+    assert (accepted.type, accepted.status) == ("Accepted", "False")
+    assert "lmbdaa" in accepted.message
+    assert "beta" in accepted.message
+    assert cluster.made == {}
+
+
+def test_a_job_the_profile_cannot_render_halts_the_sweep_and_says_why() -> None:
+    _, controller = submitted(a_sweep(1, scheduling={"priority": "urgent"}))
+    status = controller.run(until_done=True)["demo"]
+    halted = next(one for one in status.conditions if one.type == "Halted")
+    assert halted.reason == "CannotRender"
+    assert "urgent" in halted.message
+
+
+def test_a_name_that_another_holds_fails_the_run_once() -> None:
+    cluster, controller = submitted(a_sweep(1))
+    cluster.add = lambda *_: Created.CONFLICT  # type: ignore[method-assign]
+    status = controller.run(until_done=True)["demo"]
+    assert status.counts["failed"] == 1
+
+
+class Flaky(FakeCluster):
+    """Fails the first `faults` times its Jobs are listed."""
+
+    faults = 0
+
+    def jobs(self, sweep: str) -> Any:
+        if self.faults:
+            self.faults -= 1
+            raise ClusterError("cluster: does not answer")
+        return super().jobs(sweep)
+
+
+def flaky(faults: int) -> tuple[Flaky, Controller]:
+    cluster = Flaky()
+    cluster.put_sweep(a_sweep(1).model_dump(exclude_none=True))
+    cluster.faults = faults
+    cluster.on_wait = finish_all
+    return cluster, Controller(cluster, Profile(allowImageTags=True), cluster.clock, check_schema=False)
+
+
+def test_run_goes_on_after_faults_and_waits_longer_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    cluster, controller = flaky(3)
+    waits: list[float] = []
+    wait = cluster.wait
+    cluster.wait = lambda timeout_s: (waits.append(timeout_s), wait(timeout_s))[1]  # type: ignore[method-assign]
+    assert controller.run(until_done=True)["demo"].counts["done"] == 1
+    assert waits[:4] == [10.0, 20.0, 30.0, 5.0]
+    assert "does not answer" in caplog.text
+
+
+def test_run_gives_up_when_told_to() -> None:
+    _, controller = flaky(100)
+    with pytest.raises(ClusterError):
+        controller.run(until_done=True, give_up_after=3)
+
+
+def test_run_of_an_unknown_sweep_says_so() -> None:
+    _, controller = submitted(a_sweep(1))
+    with pytest.raises(NotFoundError, match="sweep other: is not submitted"):
+        controller.run(["other"], until_done=True)
+
+
+def test_run_stops_when_the_flag_is_set() -> None:
+    cluster, _ = submitted(a_sweep(1))
+    stop = threading.Event()
+    controller = Controller(
+        cluster, Profile(allowImageTags=True), cluster.clock, stop=stop, check_schema=False
+    )
+    told = controller.run(on_status=lambda *_: stop.set())
+    assert not told["demo"].finished
+
+
+def test_drain_ends_running_jobs_so_that_the_next_turn_goes_on_at_once() -> None:
+    cluster, controller = submitted(a_sweep(3, eval={"enabled": False}))
+    controller.step("demo")
+    finish_all(cluster)
+    controller.step("demo")
+    running, waiting, ending = [
+        job.name for job in cluster.made.values() if job.labels[LABEL_STAGE] == "train"
+    ]
+    cluster.start(running)
+    cluster.start(ending)
+    remove = cluster.delete_job
+
+    def delete(name: str) -> None:
+        """One finishes its last step when it is told to end, the others just go."""
+        remove(name) if name != ending else cluster.calls.append(("delete_job", name))
+
+    cluster.delete_job = delete  # type: ignore[method-assign]
+    cluster.on_wait = lambda _: cluster.finish(ending) if not cluster.made[ending].finished else None
+    controller.drain("demo")
+    assert cluster.stored_records[running]["class"] == "preempted"
+    assert cluster.stored_records[ending]["state"] == "done"
+    assert waiting not in cluster.stored_records
+    controller.step("demo")
+    made = sorted(name for kind, name in cluster.calls[-3:] if kind == "create_job")
+    assert made == sorted([waiting, running.removesuffix("1") + "2"])
