@@ -1,0 +1,205 @@
+"""python -m trainer train | eval | fetch: flags in, exit code and record out.
+
+Everything that can be answered without torch is answered before it loads.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from trainer import flags, folder
+from trainer.attempt import Diverged, FenceLost, Preempted, StopSignal, write_record
+from trainer.config import EvalConfig, EvalPlace, FetchConfig, Settings, TrainConfig, TrainPlace, digest
+from trainer.launch import is_rank, launch, world_size
+from trainer.results import ExitCode, Record, Stage
+
+KINDS: dict[str, tuple[type[Settings], ...]] = {
+    "train": (TrainConfig, TrainPlace),
+    "eval": (EvalConfig, EvalPlace),
+    "fetch": (FetchConfig,),
+}
+HELP = """usage: python -m trainer COMMAND [--flag value …] [@file.toml …]
+
+  train   distil a teacher into its own quantised self
+  eval    measure teacher, ptq and adapters
+  fetch   bring a model and its data to the volume
+
+Every command: --help, --print-config (the resolved settings as JSON). train: --dry-run.
+Flags may be spelled with - or _; lists repeat their flag; --no-x turns a switch off."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = words[0] if words else "--help"
+    if command in ("--help", "-h"):
+        print(HELP)  # noqa: T201
+        return 0
+    if command not in KINDS:
+        return _fault(f"python -m trainer: unknown command, got {command!r}; use {', '.join(KINDS)}")
+    if "--help" in words or "-h" in words:
+        print(flags.usage(command, *KINDS[command]))  # noqa: T201
+        return 0
+    switches = {
+        name for name in ("--dry-run", "--print-config") for word in words if word.replace("_", "-") == name
+    }
+    rest = [word for word in words[1:] if word.replace("_", "-") not in switches]
+    try:
+        settings = flags.parse(rest, *KINDS[command])
+    except flags.UsageError as error:
+        return _fault(str(error))
+    if "--print-config" in switches:
+        print(json.dumps({k: v for s in settings for k, v in s.model_dump(mode="json").items()}, indent=1))  # noqa: T201
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    if command == "train":
+        return _train(settings, words, "--dry-run" in switches)
+    return _other(command, settings)
+
+
+def _train(settings: list[Settings], words: list[str], dry_run: bool) -> int:
+    config, place = settings
+    assert isinstance(config, TrainConfig)
+    assert isinstance(place, TrainPlace)
+    if is_rank() and config.nproc != world_size():
+        if config.nproc != 1:
+            return _fault(
+                f"--nproc: must equal the number of launched processes ({world_size()}), got {config.nproc}; "
+                "leave it out under accelerate or torchrun"
+            )
+        config = config.model_copy(update={"nproc": world_size()})
+    fault = folder.check_folder(config, place)
+    if fault:
+        return _fault(fault, _failed("train", place.run_id, ExitCode.USAGE, fault, config))
+    record = None if dry_run else folder.finished(config, place)
+    if record is not None:
+        print(f"{folder.run_folder(config, place).root}: done already, nothing to train")  # noqa: T201
+        write_record(record)
+        return ExitCode.DONE
+    if config.nproc > 1 and not is_rank():
+        return launch(words, config.nproc)
+
+    def work() -> Record | None:
+        return _train_here(config, place, dry_run)
+
+    return _guarded("train", place.run_id, work, config)
+
+
+def _train_here(config: TrainConfig, place: TrainPlace, dry_run: bool) -> Record | None:
+    # First: a SIGTERM while libraries load must still end with a code of ours.
+    stop = StopSignal().install()
+    from trainer.distributed import join_world, leave_world
+    from trainer.dryrun import describe
+    from trainer.setup import prepare
+    from trainer.train import train
+
+    world = join_world(place.device)
+    try:
+        session = prepare(config, place, world, stop)
+        if dry_run:
+            print(describe(session))  # noqa: T201
+            return None
+        session.watchdog.start()
+        record = train(session)
+        session.watchdog.stop()
+        return record if world.is_main else None
+    finally:
+        leave_world()
+
+
+def _other(command: str, settings: list[Settings]) -> int:
+    if command == "fetch":
+        (fetching,) = settings
+        assert isinstance(fetching, FetchConfig)
+
+        def work() -> Record | None:
+            from trainer.fetch import fetch
+
+            return fetch(fetching)
+
+        return _guarded("fetch", fetching.run_id, work)
+    config, place = settings
+    assert isinstance(config, EvalConfig)
+    assert isinstance(place, EvalPlace)
+
+    def measure() -> Record | None:
+        from trainer.evaluate import evaluate
+
+        return evaluate(config, place)
+
+    return _guarded("eval" if config.lora_paths else "baseline", place.run_id, measure)
+
+
+def _guarded(
+    stage: Stage, run_id: str | None, work: Callable[[], Record | None], config: TrainConfig | None = None
+) -> int:
+    """Run the work of a stage; every end has its exit code and its record."""
+    try:
+        record = work()
+    except KeyboardInterrupt:
+        return _end(stage, run_id, ExitCode.AGAIN, "interrupted", config)
+    except (Preempted, FenceLost) as error:
+        return _end(stage, run_id, ExitCode.AGAIN, str(error), config)
+    except Diverged as error:
+        return _end(stage, run_id, ExitCode.DIVERGED, str(error), config)
+    except Exception as error:  # noqa: BLE001 - the last door: each end needs a code and a record
+        code = exit_code(error)
+        text = str(error)
+        if code == ExitCode.INTERNAL:
+            text = "".join(traceback.format_exception(error))
+        return _end(stage, run_id, code, text, config)
+    if record is not None:
+        write_record(record)
+    return ExitCode.DONE
+
+
+def exit_code(error: BaseException) -> ExitCode:
+    """The exit code of an error by its type: the user's, the data's, the GPU's, else ours."""
+    name = type(error).__name__
+    if name == "DataError":
+        return ExitCode.DATA
+    if name == "OutOfMemoryError":
+        return ExitCode.CUDA_OOM
+    if isinstance(error, ValueError):
+        # UsageError, ModelError and the checks of sizes and adapters: what the user asked for cannot be.
+        return ExitCode.USAGE if type(error) is not ValueError or ": " in str(error) else ExitCode.INTERNAL
+    return ExitCode.INTERNAL
+
+
+def _end(stage: Stage, run_id: str | None, code: ExitCode, text: str, config: TrainConfig | None) -> int:
+    sys.stderr.write(text.rstrip() + "\n")
+    # One record for a run: a second rank would overwrite the first one's evidence.
+    if os.environ.get("RANK", "0") == "0":
+        write_record(_failed(stage, run_id, code, text, config))
+    return code
+
+
+def _failed(
+    stage: Stage, run_id: str | None, code: ExitCode, text: str, config: TrainConfig | None
+) -> Record:
+    return Record(
+        stage=stage,
+        status="failed",
+        exit_code=code,
+        run_id=run_id,
+        config_digest=digest(config) if config else None,
+        error=text,
+    )
+
+
+def _fault(text: str, record: Record | None = None) -> int:
+    sys.stderr.write(text + "\n")
+    if record is None:
+        record = Record(stage="train", status="failed", exit_code=ExitCode.USAGE, error=text)
+    write_record(record)
+    return ExitCode.USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""From settings to a Session: folder taken, model loaded and quantised, data opened."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import torch
+
+from trainer.attempt import Fence, StopSignal, Watchdog, write_record
+from trainer.config import TrainConfig, TrainPlace, digest
+from trainer.data import TrainData, load_rows
+from trainer.distributed import World
+from trainer.folder import run_folder
+from trainer.layout import RunFolder
+from trainer.models import load_model, load_tokenizer
+from trainer.results import ExitCode, Record
+from trainer.rollout import stop_tokens
+from trainer.student import build_student
+from trainer.teacher_cache import TeacherCompletions
+from trainer.train import Session
+
+
+def prepare(config: TrainConfig, place: TrainPlace, world: World, stop: StopSignal) -> Session:
+    """Load everything a run needs and take its folder."""
+    torch.manual_seed(config.seed)
+    if place.deterministic:
+        torch.use_deterministic_algorithms(True)
+    folder = run_folder(config, place)
+    models_dir = Path(place.models_dir) if place.models_dir else None
+    tokenizer = load_tokenizer(config.model_name, config.model_revision, models_dir)
+    data = TrainData(load_rows(config), tokenizer, config)
+    data[config.global_batch - 1]  # bad data is said before a model is loaded
+    stop.check()
+    model = load_model(
+        config.model_name, config.model_revision, config.mixed_precision, models_dir, world.device
+    )
+    student = build_student(model, config)
+    stops = stop_tokens(student, tokenizer.eos_token_id)
+    fence = Fence(folder)
+    if world.is_main:
+        fence.take()
+    return Session(
+        config=config,
+        place=place,
+        folder=folder,
+        world=world,
+        student=student,
+        tokenizer=tokenizer,
+        data=data,
+        stops=stops,
+        teacher=TeacherCompletions(student, config, stops, _teacher_root(folder)),
+        fence=fence,
+        stop=stop,
+        watchdog=_watchdog(place, world, config),
+    )
+
+
+def _teacher_root(folder: RunFolder) -> Path:
+    dump = Path(os.environ.get("ORCH_DUMP", "")) if os.environ.get("ORCH_DUMP") else folder.root.parent.parent
+    return dump / ".teacher"
+
+
+def _watchdog(place: TrainPlace, world: World, config: TrainConfig) -> Watchdog:
+    def on_stall(what: str) -> None:
+        if world.is_main:
+            code = ExitCode.STALLED
+            write_record(
+                Record(
+                    stage="train",
+                    status="failed",
+                    exit_code=code,
+                    run_id=place.run_id,
+                    config_digest=digest(config),
+                    error=f"{what} in {threading.main_thread().name}",
+                )
+            )
+
+    return Watchdog(place.stall_minutes * 60, on_stall)

@@ -1,0 +1,72 @@
+"""Completions the teacher writes for seq_kd: made once for each prompt, shared by runs, named by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.config import TrainConfig
+from trainer.counters import Stream
+from trainer.data import Example
+from trainer.layout import read_json, write_json
+from trainer.rollout import Draw, Sampler, sample
+
+if TYPE_CHECKING:
+    from trainer.student import Student
+
+
+class TeacherCompletions:
+    """The teacher's completion of each example.
+
+    The noise is keyed by the prompt's hash, so a completion depends on the prompt and the settings alone
+    and can be kept for every run that has both.
+    """
+
+    def __init__(self, student: Student, config: TrainConfig, stops: frozenset[int], root: Path) -> None:
+        self._student = student
+        self._sampler = Sampler(
+            seed=config.seed,
+            stream=Stream.TEACHER,
+            temperature=config.temperature,
+            max_new_tokens=config.max_new_tokens,
+            min_new_tokens=config.min_new_tokens,
+            stops=stops,
+        )
+        settings = [
+            config.model_name,
+            config.model_revision,
+            config.mixed_precision,
+            config.seed,
+            config.temperature,
+            config.max_new_tokens,
+            config.min_new_tokens,
+            sorted(stops),
+        ]
+        self._folder = root / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+
+    def complete(
+        self, examples: Sequence[Example], check: Callable[[], None] = lambda: None
+    ) -> list[tuple[int, ...]]:
+        """The completions, from the cache where it has them; new ones are sampled in one batch and kept."""
+        known = [self._read(example) for example in examples]
+        missing = [example for example, found in zip(examples, known, strict=True) if found is None]
+        if missing:
+            draws = [Draw(0, int(example.content_hash[:15], 16)) for example in missing]
+            prompts = [example.prompt for example in missing]
+            written = iter(sample(self._student, prompts, draws, self._sampler, "teacher", check))
+            known = [tuple(next(written)) if found is None else found for found in known]
+            for example, completion in zip(examples, known, strict=True):
+                if example in missing and completion is not None:
+                    write_json(self._file(example), {"v": 1, "completion": list(completion)})
+        return [completion for completion in known if completion is not None]
+
+    def _file(self, example: Example) -> Path:
+        name = example.content_hash
+        return self._folder / name[:2] / f"{name[:32]}.json"
+
+    def _read(self, example: Example) -> tuple[int, ...] | None:
+        found = read_json(self._file(example))
+        return tuple(found["completion"]) if found else None

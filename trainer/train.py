@@ -1,0 +1,358 @@
+"""The training loop of generalised knowledge distillation (Agarwal et al. 2024, arXiv:2306.13649).
+
+Read `train` top to bottom: who writes each sequence (λ), the student's rollouts, the loss over completion
+tokens divided by their number in the whole step, one AdamW update, a line of metrics, a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trainer import checkpoint
+from trainer.attempt import (
+    Diverged,
+    Fence,
+    Preempted,
+    StopSignal,
+    Watchdog,
+    mark_ready,
+    report,
+)
+from trainer.config import TrainConfig, TrainPlace, digest
+from trainer.counters import Stream, is_on_policy
+from trainer.data import Example, TrainData, collate, micro_batches
+from trainer.distributed import World
+from trainer.layout import RunFolder
+from trainer.losses import fused_jsd
+from trainer.publish import publish, start_run
+from trainer.results import Progress, Record, TrainSummary
+from trainer.rollout import Draw, Sampler, sample
+from trainer.student import Student
+from trainer.teacher_cache import TeacherCompletions
+
+ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
+
+
+@dataclass
+class Session:
+    """Everything a run works with, made once by `trainer.setup.prepare`."""
+
+    config: TrainConfig
+    place: TrainPlace
+    folder: RunFolder
+    world: World
+    student: Student
+    tokenizer: Any
+    data: TrainData
+    stops: frozenset[int]
+    teacher: TeacherCompletions
+    fence: Fence
+    stop: StopSignal
+    watchdog: Watchdog
+
+
+@dataclass
+class Item:
+    """One sequence of a step: its place in the global batch, and who wrote its completion."""
+
+    sample: int
+    example: Example
+    on_policy: bool
+    completion: tuple[int, ...] = ()
+
+
+def train(session: Session) -> Record:
+    """Train until max_steps and publish the adapter; returns the done record.
+
+    Raises Preempted after a checkpoint, Diverged, FenceLost, DataError.
+    """
+    config, student, world = session.config, session.student, session.world
+    parameters = student.lora_parameters()
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=config.weight_decay
+    )
+    start, totals = _resume(session, optimizer)
+    started, resumed_from = time.monotonic(), start or None
+    loss = math.nan
+    step = start
+    if world.is_main:
+        start_run(session, resumed_from)
+    try:
+        for step in range(start, config.max_steps):
+            session.watchdog.beat()
+            clock = Stopwatch()
+            items = _items(session, step)
+            _write_completions(session, step, items, clock)
+            tokens, loss = _accumulate(session, step, items, clock)
+            world.sum_gradients(parameters)
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
+            if not math.isfinite(norm):
+                raise Diverged(_where(step, items, f"gradient norm {norm}"))
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * schedule(step, config)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            clock.lap("update")
+
+            metrics = _metrics(session, step, items, tokens, loss, norm, clock)
+            totals = {
+                "tokens": totals["tokens"] + metrics["tokens"],
+                "rollout_tokens": totals["rollout_tokens"] + metrics["rollout_tokens"],
+                "seconds": totals["seconds"] + metrics["seconds"],
+            }
+            session.watchdog.beat(metrics["seconds"])
+            if world.is_main:
+                _append(session.folder, metrics)
+                mark_ready()
+                report(_progress(config, step + 1, metrics, totals))
+            if (step + 1) % config.save_steps == 0 and step + 1 < config.max_steps:
+                _save(session, step + 1, optimizer, totals)
+    except (Preempted, RuntimeError) as error:
+        # With several processes a rank that ended first breaks the collective of the others.
+        if not isinstance(error, Preempted) and not (session.stop.is_set and world.size > 1):
+            raise
+        if step > start:
+            _save(session, step, optimizer, totals)
+        raise Preempted(f"stopped at step {step} of {config.max_steps}") from error
+    if not world.is_main:
+        return Record(stage="train", status="done", exit_code=0)
+    session.fence.check()
+    summary = TrainSummary(
+        step=config.max_steps,
+        max_steps=config.max_steps,
+        loss=None if math.isnan(loss) else loss,
+        tokens=int(totals["tokens"]),
+        rollout_tokens=int(totals["rollout_tokens"]),
+        seconds=totals["seconds"] or time.monotonic() - started,
+        codes_sha256=student.codes_sha256,
+        resumed_from=resumed_from,
+    )
+    return publish(session, summary)
+
+
+def schedule(step: int, config: TrainConfig) -> float:
+    """Factor on the learning rate: linear warm-up, then linear decay to 0, as transformers' `linear`."""
+    warmup = math.ceil(config.max_steps * config.warmup_ratio)
+    if step < warmup:
+        return step / max(1, warmup)
+    return max(0.0, (config.max_steps - step) / max(1, config.max_steps - warmup))
+
+
+class Stopwatch:
+    """Seconds of each part of a step."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+def _items(session: Session, step: int) -> list[Item]:
+    """This process's share of the step's sequences: every size-th, so that λ and lengths spread evenly."""
+    config, world = session.config, session.world
+    return [
+        Item(
+            sample=number,
+            example=session.data[step * config.global_batch + number],
+            on_policy=is_on_policy(config.seed, step, number, config.lmbda),
+        )
+        for number in range(world.rank, config.global_batch, world.size)
+    ]
+
+
+def _write_completions(session: Session, step: int, items: list[Item], clock: Stopwatch) -> None:
+    """Give each item its completion: the student's rollout, the teacher's (seq_kd) or the dataset's.
+
+    All rollouts of the step are one batch, whatever the micro-batches.
+    """
+    config = session.config
+    own = [item for item in items if item.on_policy]
+    if own:
+        sampler = Sampler(
+            seed=config.seed,
+            stream=Stream.ROLLOUT,
+            temperature=config.temperature,
+            max_new_tokens=config.max_new_tokens,
+            min_new_tokens=config.min_new_tokens,
+            stops=session.stops,
+        )
+
+        def check() -> None:
+            session.stop.check()
+            session.watchdog.beat()
+
+        draws = [Draw(step, item.sample) for item in own]
+        prompts = [item.example.prompt for item in own]
+        for item, ids in zip(
+            own, sample(session.student, prompts, draws, sampler, "rollout", check), strict=True
+        ):
+            item.completion = tuple(ids)
+    clock.lap("rollout")
+    for item in items:
+        if not item.on_policy:
+            item.completion = item.example.completion
+    if config.seq_kd:
+        others = [item for item in items if not item.on_policy]
+        written = session.teacher.complete([item.example for item in others], session.stop.check)
+        for item, completion in zip(others, written, strict=True):
+            item.completion = completion
+    clock.lap("teacher")
+
+
+def _accumulate(session: Session, step: int, items: list[Item], clock: Stopwatch) -> tuple[int, float]:
+    """Gradients of the step's mean loss; returns (global completion tokens, loss in nats per token).
+
+    The denominator counts the completions that are trained on, over all micro-batches and processes,
+    after the rollouts.
+    """
+    config, student, world = session.config, session.student, session.world
+    tokens = int(world.sum([sum(len(item.completion) for item in items)])[0])
+    pad = session.tokenizer.pad_token_id or 0
+    size = max(1, config.per_device_train_batch_size // session.place.micro_batch_split)
+    summed = 0.0
+    for part in micro_batches(items, size):
+        session.stop.check()
+        batch = collate([(item.example.prompt, item.completion) for item in part], pad, world.device)
+        teacher_NH = student.hidden(batch.ids_BT, batch.mask_BT, mode="teacher")[batch.predicts_BT]
+        student_NH = student.hidden(batch.ids_BT, batch.mask_BT, mode="student")[batch.predicts_BT]
+        clock.lap("forward")
+        loss = fused_jsd(
+            student_NH,
+            student.head("student"),
+            teacher_NH,
+            student.head("teacher"),
+            config.beta,
+            config.loss_temperature,
+        )
+        if not math.isfinite(loss.item()):
+            raise Diverged(_where(step, list(part), f"loss {loss.item()}"))
+        summed += loss.item()
+        clock.lap("loss")
+        (loss / tokens).backward()
+        clock.lap("backward")
+    return tokens, world.sum([summed])[0] / tokens
+
+
+def _where(step: int, items: list[Item], what: str) -> str:
+    samples = ", ".join(str(item.sample) for item in items)
+    return f"step {step + 1}: {what} in samples {samples}; lower the learning rate or look at these rows"
+
+
+def _metrics(
+    session: Session, step: int, items: list[Item], tokens: int, loss: float, norm: float, clock: Stopwatch
+) -> dict[str, Any]:
+    own = [item for item in items if item.on_policy]
+    ended = sum(1 for item in own if item.completion and item.completion[-1] in session.stops)
+    counts = session.world.sum([len(own), sum(len(item.completion) for item in own), ended])
+    seconds = sum(clock.laps.values())
+    return {
+        "v": 1,
+        "step": step + 1,
+        "loss": loss,
+        "lr": session.config.learning_rate * schedule(step, session.config),
+        "grad_norm": norm,
+        "tokens": tokens,
+        "on_policy": int(counts[0]),
+        "rollout_tokens": int(counts[1]),
+        "rollouts_ended": int(counts[2]),
+        "seconds": round(seconds, 4),
+        "tokens_per_s": round(tokens / seconds, 2) if seconds else None,
+        "time": {name: round(value, 4) for name, value in clock.laps.items()},
+    }
+
+
+def _append(folder: RunFolder, metrics: Mapping[str, Any]) -> None:
+    with open(folder.metrics, "a", encoding="utf-8") as file:
+        file.write(json.dumps(metrics, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _progress(
+    config: TrainConfig, done: int, metrics: Mapping[str, Any], totals: Mapping[str, float]
+) -> Progress:
+    return Progress(
+        stage="train",
+        done=done,
+        total=config.max_steps,
+        what="steps",
+        loss=metrics["loss"],
+        tokens_per_s=metrics["tokens_per_s"],
+        seconds_left=totals["seconds"] / done * (config.max_steps - done),
+    )
+
+
+def _resume(session: Session, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, float]]:
+    """Put the newest good checkpoint in place; returns (steps done, totals so far)."""
+    folder, student = session.folder, session.student
+    found = checkpoint.load_newest(folder, digest(session.config)) if session.place.resume else None
+    if session.world.is_main:
+        _truncate_metrics(folder, found.step if found else 0)
+    if found is None:
+        return 0, {"tokens": 0.0, "rollout_tokens": 0.0, "seconds": 0.0}
+    student.load_lora(found.lora)
+    for name, parameter in zip(student.lora_tensors(), student.lora_parameters(), strict=True):
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(found.step)),
+            "exp_avg": found.optimizer[f"{name}.exp_avg"].to(parameter.device),
+            "exp_avg_sq": found.optimizer[f"{name}.exp_avg_sq"].to(parameter.device),
+        }
+    now = checkpoint.conditions(session.world.size, session.world.device)
+    for change in checkpoint.changed_conditions(found.conditions, now):
+        print_once(session, f"resumed under other conditions ({change}): not bit for bit the same run")
+    print_once(session, f"resuming at step {found.step} of {session.config.max_steps}")
+    return found.step, dict(found.totals)
+
+
+def print_once(session: Session, text: str) -> None:
+    """Say something in the log, from one process alone."""
+    if session.world.is_main:
+        print(text, flush=True)  # noqa: T201 - the log of a run is its output
+
+
+def _truncate_metrics(folder: RunFolder, steps: int) -> None:
+    """Keep the lines of steps that are in the checkpoint: the others will be written again."""
+    if not folder.metrics.exists():
+        return
+    kept = []
+    for line in folder.metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= steps:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            break
+    folder.metrics.write_text("".join(kept), encoding="utf-8")
+
+
+def _save(session: Session, step: int, optimizer: torch.optim.Optimizer, totals: Mapping[str, float]) -> None:
+    """Publish a checkpoint after `step` steps; raises FenceLost when the folder is another attempt's."""
+    if not session.world.is_main:
+        return
+    session.fence.check()
+    moments = {
+        f"{name}.{key}": optimizer.state[parameter][key]
+        for name, parameter in zip(
+            session.student.lora_tensors(), session.student.lora_parameters(), strict=True
+        )
+        for key in ("exp_avg", "exp_avg_sq")
+    }
+    state = checkpoint.State(
+        step=step,
+        lora=session.student.lora_tensors(),
+        optimizer=moments,
+        totals=totals,
+        conditions=checkpoint.conditions(session.world.size, session.world.device),
+    )
+    checkpoint.save(session.folder, state, session.config, digest(session.config))
