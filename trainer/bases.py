@@ -187,8 +187,8 @@ def _foreign_models(sources: Sequence[AdapterSource]) -> list[str]:
 def check_codes(sources: Sequence[AdapterSource], codes_sha256: str) -> None:
     """Raise UsageError unless the quantised base is, code for code, the one each adapter was trained on."""
     faults = [
-        f"lora_paths: {source.given} was trained on another Q(W), got codes {source.run['codes_sha256'][:12]} "
-        f"there and {codes_sha256[:12]} here; the model's files, their revision or the device differ"
+        f"lora_paths: {source.given} was trained on another Q(W), codes {source.run['codes_sha256'][:12]} "
+        f"there, got {codes_sha256[:12]} here; the model's files, their revision or the device differ"
         for source in sources
         if source.run and source.run.get("codes_sha256") not in (None, codes_sha256)
     ]

@@ -27,6 +27,7 @@ from trainer.tasks import own_tasks, rows_file, task_file
 from trainer.text import read_rows
 
 if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
     from transformers import PreTrainedTokenizerBase
 
     from trainer.adapter import Mode
@@ -93,6 +94,11 @@ class StudentLM(TemplateLM):
             if not string.startswith(bos):
                 return list(self.tokenizer.encode(string))
         return list(self.tokenizer.encode(string, add_special_tokens=bool(add_special_tokens)))
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        # Without the bar, which would be written between the progress lines.
+        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return answers
 
     @torch.no_grad()
     def _loglikelihood_tokens(

@@ -65,12 +65,10 @@ def text_tokens(text: Text, tokenizer: PreTrainedTokenizerBase, limit: int | Non
 def windows(tokens: int, window: int, stride: int) -> list[Window]:
     """Windows of `window` tokens, `stride` apart, which score every token but the first exactly once.
 
-    Raises UsageError when stride exceeds window: tokens would be skipped.
+    Raises UsageError unless stride is below window: a token at a window's start has nothing before it.
     """
-    if stride > window:
-        raise UsageError(
-            f"stride: must be at most the window {window}, got {stride}; tokens would be skipped"
-        )
+    if stride >= window:
+        raise UsageError(f"stride: must be below the window {window}, got {stride}; half of it is usual")
     found: list[Window] = []
     scored = 1  # the first token has nothing before it
     for start in range(0, tokens, stride):
