@@ -84,10 +84,17 @@ class LoraLinear(DualLinear):
             case "ptq":
                 return F.linear(x, self.base, self.bias)
             case "student":
-                low_rank = F.linear(x, self.lora_A.to(x.dtype)) * self.scale
-                return F.linear(x, self.base, self.bias) + F.linear(low_rank, self.lora_B.to(x.dtype))
+                return self._student(x)
             case "merged" | "rollout":
                 return F.linear(x, self.filled(), self.bias)
+
+    def _student(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)
+        low_rank = F.linear(rows, self.lora_A.to(x.dtype))
+        # One GEMM adds s·B(Ax) to Q(W)x as it is made: no tensor of the output's size but the output.
+        lora_B = self.lora_B.to(x.dtype).T
+        out = torch.addmm(F.linear(rows, self.base, self.bias), low_rank, lora_B, alpha=self.scale)
+        return out.unflatten(0, x.shape[:-1])
 
     def filled(self) -> Tensor:
         """The dense weight of `merged` and `rollout`."""
