@@ -1,0 +1,1 @@
+"""What the commands of `orch` do; orchestrator.cli names them, orchestrator.screen shows what they find."""

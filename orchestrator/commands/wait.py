@@ -1,0 +1,148 @@
+"""Seeing that a controller works: lead here until a sweep is finished, watch one that leads, or start one."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Protocol
+
+from orchestrator.commands.progress import RunProgress, progress_of
+from orchestrator.commands.session import Session
+from orchestrator.controller.loop import Controller
+from orchestrator.controller.status import SweepStatus
+
+POLL_S = 1.0
+GIVE_UP_AFTER = 5
+"""Steps that fail in a row, before a command that waits ends with their error."""
+INTERRUPTED = 130
+SOME_FAILED = 3
+
+
+class View(Protocol):
+    """Where progress is shown."""
+
+    def show(self, runs: list[RunProgress]) -> None:
+        """Show where every run is."""
+
+    def say(self, line: str) -> None:
+        """Tell something once."""
+
+
+def wait(session: Session, name: str, view: View) -> int:
+    """Until nothing is left to do for the sweep: lead if nobody does, else watch.
+
+    0 when every run is done or cancelled, SOME_FAILED, or INTERRUPTED. Ctrl-C while leading suspends the
+    sweep and ends its Jobs, which checkpoint first; while watching it ends the watching alone.
+    """
+    while True:
+        with session.lead() as leading:
+            code = _lead(session, name, view) if leading else _watch(session, name, view)
+        if code is not None:
+            break
+    others = [one.name for one in session.sweeps() if one.name != name and not session.settled(one)]
+    if leading and others and start_controller(session):
+        view.say(f"a controller goes on with {', '.join(others)}; its log is {session.log}")
+    return code
+
+
+def _lead(session: Session, name: str, view: View) -> int:
+    stop = threading.Event()
+    controller = Controller(session.cluster, session.profile, stop=stop, poll_s=POLL_S)
+
+    def on_status(sweep: str, status: SweepStatus) -> None:
+        if sweep == name:
+            view.show(progress_of(session, session.sweep(name)))
+            if status.finished:
+                stop.set()
+
+    try:
+        with _sigterm_interrupts():
+            controller.run(on_status=on_status, give_up_after=GIVE_UP_AFTER)
+    except KeyboardInterrupt:
+        view.say("interrupted: its Jobs write a checkpoint and end (Ctrl-C again leaves them running)")
+        session.control(name, suspend=True)
+        controller.drain(name)
+        return INTERRUPTED
+    return exit_code(session, name)
+
+
+def _watch(session: Session, name: str, view: View) -> int | None:
+    """Show what another controller does until nothing is left to do; None when it is gone before."""
+    pause = threading.Event()  # cluster.wait would act for the controller
+    try:
+        while session.led():
+            stored = session.sweep(name)
+            view.show(progress_of(session, stored))
+            if session.settled(stored):
+                return exit_code(session, name)
+            pause.wait(POLL_S)
+    except KeyboardInterrupt:
+        view.say("no longer watching; the controller goes on")
+        return INTERRUPTED
+    return None
+
+
+def exit_code(session: Session, name: str) -> int:
+    """0 when every run is done or cancelled, else SOME_FAILED."""
+    states = session.states(session.sweep(name))
+    return SOME_FAILED if any(one.state not in ("done", "cancelled") for one in states) else 0
+
+
+def start_controller(session: Session) -> bool:
+    """Start a controller that outlives this command; False when one leads already."""
+    if session.led():
+        return False
+    session.log.parent.mkdir(parents=True, exist_ok=True)
+    options = ["--dump", str(session.dump.resolve())]
+    if session.profile_path:
+        options += ["--profile", str(session.profile_path.resolve())]
+    with open(session.log, "ab") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.cli", *options, "controller", "--local"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    return True
+
+
+def control_loop(session: Session) -> None:
+    """Lead until nothing is left to do for any sweep; SIGTERM ends it after its turn, and Jobs go on.
+
+    A sweep that came while the last turn ended is seen by looking again after the leadership is given up.
+    """
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    controller = Controller(session.cluster, session.profile, stop=stop, poll_s=POLL_S)
+    while not stop.is_set():
+        with session.lead() as leading:
+            if not leading:
+                return
+            controller.run(until_done=True)
+        if all(session.settled(stored) for stored in session.sweeps()):
+            return
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM is treated like Ctrl-C inside the block."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

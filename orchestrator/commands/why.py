@@ -1,0 +1,72 @@
+"""`orch why` and `orch logs`: what happened to a run, attempt by attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from orchestrator.commands.session import Found, Session
+from orchestrator.controller.outcome import AttemptRecord
+from orchestrator.controller.requests import fetch_unit
+from orchestrator.controller.status import RunState
+from orchestrator.errors import NotFoundError, OrchError
+from trainer.results import Stage
+
+LOG_TAIL = 15
+
+
+@dataclass(frozen=True)
+class Account:
+    """All that is known of a run: its state now, its attempts, and the end of the log of what failed last."""
+
+    state: RunState
+    attempts: tuple[AttemptRecord, ...]
+    log: tuple[str, ...] = ()
+
+
+def why(session: Session, text: str) -> Account:
+    """The account of the run that `text` names. UserError as Session.run."""
+    found = session.run(text)
+    state = _state(session, found)
+    attempts = tuple(one for one in session.records(found.stored) if _concerns(one, found))
+    failed = [one for one in attempts if one.state == "failed"]
+    tail = _tail(session, failed[-1].job) if failed and state.state != "done" else ()
+    return Account(state, attempts, tail)
+
+
+def _state(session: Session, found: Found) -> RunState:
+    return next(one for one in session.states(found.stored) if one.run.id == found.run.id)
+
+
+def _concerns(record: AttemptRecord, found: Found) -> bool:
+    """Its training, what measures it, the fetch it waits for, and the baselines, for which all wait."""
+    run = found.run
+    fetch = fetch_unit(run.config).id
+    return run.id in (record.run_id, *record.runs) or record.run_id == fetch or record.stage == "baseline"
+
+
+def _tail(session: Session, job: str) -> tuple[str, ...]:
+    try:
+        return tuple(line.rstrip("\n") for line in session.cluster.logs(job, tail=LOG_TAIL))
+    except (OrchError, OSError):
+        return ()
+
+
+def logs(
+    session: Session, text: str, *, follow: bool, stage: Stage | None, tail: int | None
+) -> Iterator[str]:
+    """Lines of the newest Job's log of a run, or of a stage of it. NotFoundError when it has had none."""
+    found = session.run(text)
+    job = _job(session, found, stage)
+    if job is None:
+        what = f"stage {stage}" if stage else "Job"
+        raise NotFoundError(f"run {text}: has had no {what} yet, so there is no log; see `orch status`")
+    return (line.rstrip("\n") for line in session.cluster.logs(job, follow=follow, tail=tail))
+
+
+def _job(session: Session, found: Found, stage: Stage | None) -> str | None:
+    state = _state(session, found)
+    if state.job and stage in (None, state.stage):
+        return state.job
+    jobs = [one.job for one in session.records(found.stored) if _concerns(one, found) and one.stage == stage]
+    return jobs[-1] if jobs else None

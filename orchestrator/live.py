@@ -1,0 +1,98 @@
+"""Progress as it goes: drawn in place on a terminal, else a line now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from orchestrator.commands.progress import BUSY, RunProgress
+from orchestrator.screen import footer, progress_table, trained_seconds
+
+LINE_EVERY_S = 5.0
+"""Without a terminal a run's progress is told at most this often; a change of state at once."""
+
+
+class LiveView:
+    """Progress on a terminal: one table that is drawn again in place."""
+
+    def __init__(self, out: Console, slots: int = 1) -> None:
+        self.out, self.slots = out, slots
+        self._live = Live(console=out, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> LiveView:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, runs: list[RunProgress]) -> None:
+        table = progress_table(_that_fit(runs, self.out.height - 5), bars=True)
+        self._live.update(Group(table, Text(footer(runs, trained_seconds(runs), self.slots), style="dim")))
+
+    def say(self, line: str) -> None:
+        self.out.print(line)
+
+
+class LineView:
+    """Progress without a terminal: a line when a run's state changes, and now and then how far it is."""
+
+    def __init__(self, out: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.out, self.clock = out, clock
+        self._told: dict[str, tuple[str, str, float]] = {}
+
+    def __enter__(self) -> LineView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def show(self, runs: list[RunProgress]) -> None:
+        for one in runs:
+            state = f"{one.state.state} ({one.state.stage}, attempt {one.state.attempts})"
+            text = one.progress.line() if one.progress else ""
+            before = self._told.get(one.state.run.id)
+            new = before is None or before[0] != state
+            if (
+                before is not None
+                and not new
+                and (before[1] == text or self.clock() < before[2] + LINE_EVERY_S)
+            ):
+                continue
+            self._told[one.state.run.id] = (state, text, self.clock())
+            if before is not None or one.state.state != "pending":
+                self.out.print(
+                    f"{one.state.run.name}: {text if text and not new else _change(one)}", soft_wrap=True
+                )
+
+    def say(self, line: str) -> None:
+        self.out.print(line, soft_wrap=True)
+
+
+def _change(one: RunProgress) -> str:
+    state = one.state
+    if state.state == "failed":
+        return f"failed in {state.stage}: {state.failure}: {state.evidence}"
+    if state.state in BUSY:
+        return f"{state.state}, attempt {state.attempts}" + (
+            f" after {state.failure}" if state.failure else ""
+        )
+    return state.state
+
+
+def _that_fit(runs: Sequence[RunProgress], lines: int) -> Sequence[RunProgress]:
+    """Runs that are busy or failed first, as many as fit; in the sweep's order."""
+    if len(runs) <= lines:
+        return runs
+    rank = {"running": 0, "evaluating": 0, "failed": 1, "trained": 2, "pending": 3}
+    best = sorted(range(len(runs)), key=lambda i: (rank.get(runs[i].state.state, 4), i))[: max(lines, 1)]
+    return [runs[i] for i in sorted(best)]
+
+
+def view(out: Console, slots: int = 1) -> LiveView | LineView:
+    """Live on a terminal, else lines."""
+    return LiveView(out, slots) if out.is_terminal else LineView(out)

@@ -1,0 +1,259 @@
+"""What the commands show: tables and accounts, by rich; orchestrator.live shows progress as it goes.
+
+The only place besides orchestrator.results that decides how things look. It finds nothing out by itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import rich.box
+from rich.console import Console, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.commands.plan import SweepPlan, counts
+from orchestrator.commands.progress import BUSY, RunProgress, seconds_left
+from orchestrator.commands.why import Account
+from orchestrator.controller.outcome import AttemptRecord
+
+PIPE_WIDTH = 160
+COLOURS = {"running": "cyan", "evaluating": "cyan", "done": "green", "failed": "red", "cancelled": "yellow"}
+CHANGES = {"+": "green", "~": "yellow", "=": "dim", "-": "red"}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """The terminal, or lines of PIPE_WIDTH without colours when there is none."""
+    width = None if os.environ.get("COLUMNS") else PIPE_WIDTH
+    one = Console(stderr=stderr, highlight=False)
+    return one if one.is_terminal else Console(stderr=stderr, highlight=False, width=width)
+
+
+def grid(*headings: str, right: Iterable[str] = ()) -> Table:
+    """An empty table in the house's look; names of `right` are aligned to the right."""
+    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading in headings:
+        name = heading in ("run", "sweep")
+        justify = "right" if heading in set(right) else "left"
+        table.add_column(heading, justify=justify, overflow="fold", no_wrap=not name)  # type: ignore[arg-type]
+    return table
+
+
+def show_plan(out: Console, plan: SweepPlan) -> None:
+    """Every run with what submitting changes, its size, and what it may take."""
+    table = grid(
+        "", "run", "id", "steps", "tokens ≤", "≈ time", "state", right=("steps", "tokens ≤", "≈ time")
+    )
+    for one in plan.runs:
+        table.add_row(
+            Text(one.change, style=CHANGES[one.change]),
+            _named(one.run.name, one.run.also),
+            one.run.id[-8:],
+            str(one.run.config.max_steps),
+            amount(one.tokens),
+            duration(one.seconds),
+            one.state or "",
+        )
+    for run in plan.removed:
+        table.add_row(Text("-", style=CHANGES["-"]), run.name, run.id[-8:], "", "", "", "removed")
+    out.print(table)
+    number = counts(plan.runs)
+    total = amount(sum(one.tokens for one in plan.runs))
+    out.print(
+        f"{plan.sweep.metadata.name}: {len(plan.runs)} runs, {number['+']} new, {number['~']} changed, "
+        f"{number['=']} exist; at most {total} tokens (steps × global batch × max_length); {_hours(plan)}"
+    )
+    for one in plan.runs:
+        if one.run.also:
+            out.print(f"one config, one run: {one.run.name} is also {', '.join(one.run.also)}")
+    if plan.removed:
+        out.print(f"- removed: {len(plan.removed)} runs are no longer in the file; --prune ends their Jobs")
+
+
+def _hours(plan: SweepPlan) -> str:
+    gpus = plan.sweep.spec.resources.gpus
+    if not gpus:
+        return "on the CPU"
+    if plan.gpu_hours is None:
+        return "GPU-hours: – (no run of this kind was measured yet)"
+    return f"≈ {plan.gpu_hours:.1f} GPU-hours to go"
+
+
+def _named(name: str, also: Sequence[str]) -> str:
+    return f"{name} (+{len(also)} name{'s' * (len(also) > 1)})" if also else name
+
+
+def show_sweeps(out: Console, sweeps: Sequence[Mapping[str, Any]]) -> None:
+    """All stored Sweep objects: how many runs are where."""
+    table = grid(
+        "sweep",
+        "runs",
+        "done",
+        "running",
+        "failed",
+        "GPU-hours",
+        "condition",
+        right=("runs", "done", "running", "failed", "GPU-hours"),
+    )
+    for one in sweeps:
+        status = one.get("status") or {}
+        number = status.get("counts") or {}
+        running = number.get("running", 0) + number.get("evaluating", 0)
+        table.add_row(
+            one["metadata"]["name"],
+            *(
+                str(count)
+                for count in (number.get("total", 0), number.get("done", 0), running, number.get("failed", 0))
+            ),
+            f"{status.get('gpuHours', 0):.1f}",
+            condition(status),
+        )
+    out.print(table)
+
+
+def condition(status: Mapping[str, Any]) -> str:
+    """What the controller said last, in a few words: the refusal or halt if there is one."""
+    by_type = {one["type"]: one for one in status.get("conditions") or []}
+    for kind in ("Suspended", "Halted"):
+        if kind in by_type:
+            return f"{kind.lower()}: {by_type[kind].get('message', '')}"
+    accepted = by_type.get("Accepted")
+    if accepted and accepted["status"] == "False":
+        return f"refused: {accepted.get('message', '')}"
+    return str(by_type.get("Complete", {}).get("message") or "not seen by a controller yet")
+
+
+def progress_table(runs: Sequence[RunProgress], *, bars: bool) -> Table:
+    """A line a run: state, stage, attempt, progress, loss, speed, time left."""
+    table = grid(
+        "run",
+        "state",
+        "stage",
+        "try",
+        "progress",
+        "loss",
+        "tok/s",
+        "left",
+        right=("try", "loss", "tok/s", "left"),
+    )
+    for one in runs:
+        state, known = one.state, one.progress
+        cell: RenderableType = share(one)
+        if bars and state.state in BUSY:
+            cell = _bar(one)
+        table.add_row(
+            state.run.name,
+            Text(state.state, style=COLOURS.get(state.state, "")),
+            state.stage,
+            str(state.attempts or ""),
+            cell,
+            f"{known.loss:.4f}" if known and known.loss is not None else "",
+            f"{known.tokens_per_s:.0f}" if known and known.tokens_per_s is not None else "",
+            duration(known.seconds_left if known else None, absent=""),
+        )
+    return table
+
+
+def _bar(one: RunProgress) -> RenderableType:
+    line = Table.grid(padding=(0, 1))
+    line.add_row(ProgressBar(total=1.0, completed=one.share, width=14), share(one))
+    return line
+
+
+def share(one: RunProgress) -> str:
+    """`3/8 step`, the failure's class, or nothing."""
+    if one.state.state == "failed":
+        return str(one.state.failure or "")
+    known = one.progress
+    return f"{known.done}/{known.total} {known.what}".rstrip() if known else ""
+
+
+def footer(runs: Sequence[RunProgress], done_s: Sequence[float], slots: int) -> str:
+    """`2 of 3 done, 1 running · 42 s left`."""
+    number: dict[str, int] = {}
+    for one in runs:
+        number[one.state.state] = number.get(one.state.state, 0) + 1
+    left = seconds_left(runs, done_s, slots)
+    parts = [
+        f"{number.pop('done', 0)} of {len(runs)} done",
+        *(f"{count} {name}" for name, count in number.items()),
+    ]
+    return ", ".join(parts) + (f" · about {duration(left)} left" if left is not None else "")
+
+
+def trained_seconds(runs: Sequence[RunProgress]) -> list[float]:
+    """Seconds that the trainings which are done took."""
+    records = [one.state.record for one in runs if one.state.state in ("done", "trained", "evaluating")]
+    spans = [(one.started_at, one.finished_at) for one in records if one and one.stage == "train"]
+    return [end - start for start, end in spans if start is not None and end is not None]
+
+
+def show_account(out: Console, account: Account) -> None:
+    """Each attempt of a run with its evidence and what followed, then where it is now."""
+    state = account.state
+    out.print(f"{state.run.name} ({state.run.id}): {state.state}", style="bold")
+    for one in account.attempts:
+        out.print(attempt_line(one), soft_wrap=True)
+        if one.remedy:
+            out.print(f"    then: {one.remedy}", soft_wrap=True)
+    if not account.attempts:
+        out.print("  no attempt has ended yet")
+    if state.state == "failed" and not any(one.job == state.job for one in account.attempts):
+        out.print(f"  {state.stage}: {state.failure}: {state.evidence}", soft_wrap=True)
+    out.print(f"  next: {what_next(account)}", soft_wrap=True)
+    if account.log:
+        out.print("  the end of its log:", style="dim")
+        for line in account.log:
+            out.print(Text(f"    {line}"), soft_wrap=True)
+
+
+def attempt_line(one: AttemptRecord) -> str:
+    """`train 1: oomHost, after 42 s on node-3: the kernel killed it …`."""
+    spent = duration(one.finished_at - one.started_at) if one.started_at and one.finished_at else ""
+    where = "".join([f", after {spent}" if spent else "", f" on {one.node}" if one.node else ""])
+    changed = ", ".join(f"{name} {value}" for name, value in one.overrides.items())
+    return f"  {one.stage} {one.attempt}: {one.failure or 'done'}{where}: {one.evidence}" + (
+        f" (with {changed})" if changed else ""
+    )
+
+
+def what_next(account: Account) -> str:
+    """What happens to the run without anyone's doing, or what someone can do."""
+    state = account.state
+    by_hand = f"`orch retry SWEEP {state.run.name}` gives it another attempt"
+    return {
+        "pending": "it waits for a place; `orch status` tells whether a controller works on it",
+        "running": f"attempt {state.attempts} runs",
+        "trained": "its adapter waits to be evaluated",
+        "evaluating": "its adapter is being evaluated",
+        "done": "nothing: it is done",
+        "failed": f"nothing, {state.remedy or 'it is given up'}; {by_hand}",
+        "cancelled": f"nothing; {by_hand}",
+    }[state.state]
+
+
+def duration(seconds: float | None, absent: str = "–") -> str:
+    """42 s, 3 min 05 s, 2 h 10 min, 3 d 4 h."""
+    if seconds is None:
+        return absent
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def amount(count: int) -> str:
+    """Tokens with three figures: 512, 41.0 k, 8.19 M, 1.2 G."""
+    size = float(count)
+    for unit in ("", " k", " M", " G", " T"):
+        if size < 1000 or unit == " T":
+            return f"{count}" if not unit else f"{size:.3g}{unit}"
+        size /= 1000
+    raise AssertionError
