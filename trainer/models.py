@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -242,9 +241,11 @@ def load_tokenizer(
 @contextlib.contextmanager
 def _as_model_error(name: str, revision: str) -> Iterator[None]:
     """The user's faults among what from_pretrained raises, said in one line."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"model_name: cannot be loaded, got {name!r} at {revision}: {reason}; fetch it first, or check "
