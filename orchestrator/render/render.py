@@ -13,7 +13,7 @@ from orchestrator.render.template import fill
 from orchestrator.sweep import naming
 from orchestrator.sweep.spec import API_VERSION, KIND, Resources, Scheduling
 from trainer.flags import nearest
-from trainer.layout import READY_FILE_ENV, TERMINATION_LOG_ENV
+from trainer.layout import ATTEMPT_ENV, READY_FILE_ENV, TERMINATION_LOG_ENV
 from trainer.results import ExitCode, Stage
 
 DUMP_MOUNT = "/data/dump"
@@ -24,6 +24,8 @@ HUB_TOKEN = "/var/run/secrets/hub/token"
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 USER_ID = 10001
+_FIXED_ENV = {ATTEMPT_ENV, "HF_HUB_OFFLINE"}
+"""Set in the template; Kubernetes takes no name twice."""
 STAGES: tuple[Stage, ...] = ("fetch", "baseline", "train", "eval")
 
 
@@ -129,7 +131,8 @@ def _env(request: JobRequest, profile: Profile) -> list[list[str]]:
     }
     if request.stage == "fetch" and profile.hubTokenSecret:
         ours["HF_TOKEN_PATH"] = HUB_TOKEN
-    return [[name, _literal(value)] for name, value in {**profile.env, **ours}.items()]
+    theirs = {name: value for name, value in profile.env.items() if name not in _FIXED_ENV}
+    return [[name, _literal(value)] for name, value in {**theirs, **ours}.items()]
 
 
 def _node_affinity(request: JobRequest, profile: Profile) -> dict[str, Any]:

@@ -32,6 +32,8 @@ def to_json(value: Any) -> str:
     """A JSON scalar that YAML reads as the same value; TypeError for lists, maps, objects and undefined."""
     if isinstance(value, _Json):
         return value
+    if isinstance(value, jinja2.Undefined):
+        value = str(value)  # raises, and names what is undefined
     if not isinstance(value, (str, bool, int, float)):
         raise TypeError(f"template: must emit text, numbers or booleans, got {type(value).__name__}")
     return _dump(value)

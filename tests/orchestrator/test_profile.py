@@ -1,0 +1,42 @@
+"""The profile: defaults, orch.toml, its faults."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.errors import UserError
+from orchestrator.profile import Profile, load_profile
+
+
+def test_profile_without_a_file_is_the_defaults(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_profile() == Profile()
+
+
+def test_profile_reads_orch_toml_of_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "orch.toml").write_text(
+        'namespace = "lab"\ntolerations = [{key = "gpu", operator = "Exists"}]\n[gpuTypes]\nH100 = ["X"]\n'
+    )
+    profile = load_profile()
+    assert (profile.namespace, profile.gpuTypes) == ("lab", {"H100": ["X"]})
+    assert profile.tolerations[0].key == "gpu"
+
+
+def test_profile_tells_every_fault_with_file_and_field(tmp_path):
+    path = tmp_path / "lab.toml"
+    path.write_text('namespce = "x"\nmaxMemory = "lots"\nimage = 3\n')
+    with pytest.raises(UserError) as caught:
+        load_profile(path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{path}: namespce is no profile field; did you mean namespace?"
+    assert [line.split(": ")[1] for line in lines[1:]] == ["image", "maxMemory"]
+
+
+@pytest.mark.parametrize("text", ["a = [", None], ids=["no TOML", "no file"])
+def test_profile_that_cannot_be_read_is_a_users_fault(tmp_path, text):
+    path = tmp_path / "lab.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=r"lab\.toml: cannot be read"):
+        load_profile(path)
