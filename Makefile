@@ -1,0 +1,45 @@
+# Everything a checkout needs: `make quickstart` is the main job, `make test` the tests.
+UV := $(shell command -v uv || echo .uv/bin/uv)
+SYNC := $(UV) sync --frozen --inexact --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-slow check fmt docs clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+quickstart: .venv/quickstart.stamp ## Install, distil a real 135M model three ways on this machine, evaluate, compare
+	.venv/bin/orch submit sweeps/quickstart.yaml --local --wait
+
+test: .venv/dev.stamp ## Install and run the tests (under 3 minutes)
+	.venv/bin/python -m pytest -q -n 2 --dist loadscope -m "not slow and not gpu"
+
+test-slow: .venv/dev.stamp ## The tests that take minutes: real kills, several processes, the real small model
+	.venv/bin/python -m pytest -q -m "slow and not gpu"
+
+check: .venv/dev.stamp ## Formatting, lint, types
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+fmt: .venv/dev.stamp ## Format and sort imports
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+docs: .venv/dev.stamp ## Write the generated pages anew
+	.venv/bin/python -m orchestrator.sweep.reference > docs/sweeps.md
+
+clean: ## Remove what was installed here (dump/ stays)
+	rm -rf .venv .uv
+
+.venv/quickstart.stamp: pyproject.toml uv.lock | $(UV)
+	$(SYNC) --extra trainer --extra eval --extra quickstart
+	@touch $@
+
+.venv/dev.stamp: pyproject.toml uv.lock | $(UV)
+	$(SYNC) --all-extras
+	@touch $@ .venv/quickstart.stamp
+
+.uv/bin/uv:
+	python3 -m venv .uv
+	.uv/bin/pip install --quiet uv
