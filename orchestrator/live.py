@@ -53,24 +53,32 @@ class LineView:
 
     def show(self, runs: list[RunProgress]) -> None:
         for one in runs:
-            state = f"{one.state.state} ({one.state.stage}, attempt {one.state.attempts})"
-            text = one.progress.line() if one.progress else ""
-            before = self._told.get(one.state.run.id)
-            new = before is None or before[0] != state
-            if (
-                before is not None
-                and not new
-                and (before[1] == text or self.clock() < before[2] + LINE_EVERY_S)
-            ):
-                continue
-            self._told[one.state.run.id] = (state, text, self.clock())
-            if before is not None or one.state.state != "pending":
-                self.out.print(
-                    f"{one.state.run.name}: {text if text and not new else _change(one)}", soft_wrap=True
-                )
+            line = self._news(one)
+            if line:
+                self.say(f"{one.state.run.name}: {line}")
+
+    def _news(self, one: RunProgress) -> str:
+        """What is new of a run and due to be told, or nothing."""
+        state, far = _state_of(one), one.progress.line() if one.progress else ""
+        before = self._told.get(one.state.run.id)
+        if before is None or before[0] != state:
+            self._told[one.state.run.id] = (state, far, self.clock())
+            first_in_queue = before is None and one.state.state == "pending" and not one.waits_for
+            return "" if first_in_queue else _change(one)
+        if before[1] == far or self.clock() < before[2] + LINE_EVERY_S:
+            return ""
+        self._told[one.state.run.id] = (state, far, self.clock())
+        return far
 
     def say(self, line: str) -> None:
         self.out.print(line, soft_wrap=True)
+
+
+def _state_of(one: RunProgress) -> str:
+    """What must differ for a line to be told at once; a place in the queue is not told."""
+    state = one.state
+    attempt = "" if state.state == "pending" else f"{state.stage} {state.attempts}"
+    return f"{state.state} {attempt} {state.failure} {one.waits_for}"
 
 
 def _change(one: RunProgress) -> str:
@@ -78,10 +86,11 @@ def _change(one: RunProgress) -> str:
     if state.state == "failed":
         return f"failed in {state.stage}: {state.failure}: {state.evidence}"
     if state.state in BUSY:
-        return f"{state.state}, attempt {state.attempts}" + (
-            f" after {state.failure}" if state.failure else ""
-        )
-    return state.state
+        after = f" after {state.failure}" if state.failure else ""
+        return f"{state.state}, attempt {state.attempts}{after}"
+    if state.state == "pending" and state.failure:
+        return f"pending after {state.failure}: {state.remedy}"
+    return f"{state.state}, waits for {one.waits_for}" if one.waits_for else state.state
 
 
 def _that_fit(runs: Sequence[RunProgress], lines: int) -> Sequence[RunProgress]:

@@ -28,8 +28,9 @@ CHANGES = {"+": "green", "~": "yellow", "=": "dim", "-": "red"}
 def console(*, stderr: bool = False) -> Console:
     """The terminal, or lines of PIPE_WIDTH without colours when there is none."""
     width = None if os.environ.get("COLUMNS") else PIPE_WIDTH
-    one = Console(stderr=stderr, highlight=False)
-    return one if one.is_terminal else Console(stderr=stderr, highlight=False, width=width)
+    # Logs and evidence hold square brackets: no markup.
+    one = Console(stderr=stderr, highlight=False, markup=False)
+    return one if one.is_terminal else Console(stderr=stderr, highlight=False, markup=False, width=width)
 
 
 def grid(*headings: str, right: Iterable[str] = ()) -> Table:
@@ -168,7 +169,8 @@ def share(one: RunProgress) -> str:
     if one.state.state == "failed":
         return str(one.state.failure or "")
     known = one.progress
-    return f"{known.done}/{known.total} {known.what}".rstrip() if known else ""
+    far = f"{known.done}/{known.total} {known.what}".rstrip() if known else ""
+    return f"waits for {one.waits_for} {far}".rstrip() if one.waits_for else far
 
 
 def footer(runs: Sequence[RunProgress], done_s: Sequence[float], slots: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.commands.session import Session, find
-from orchestrator.controller.loop import Controller
 from orchestrator.controller.observed import ALL_RUNS, runs_of, unit_of
 
 POLL_S = 1.0
@@ -25,7 +24,7 @@ def cancel(session: Session, name: str, runs: Sequence[str]) -> tuple[list[str],
 
 def _end_jobs(session: Session, name: str, runs: set[str]) -> None:
     """Turns of the controller until the runs' Jobs are ended and recorded; meanwhile nothing new starts."""
-    controller = Controller(session.cluster, session.profile, poll_s=POLL_S)
+    controller = session.controller()
     suspended = session.sweep(name).control.suspend
     session.control(name, suspend=True)
     try:

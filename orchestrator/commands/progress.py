@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.cluster.base import Cluster
+from orchestrator.cluster.base import Cluster, ObservedJob
 from orchestrator.commands.session import Session, Stored
+from orchestrator.controller.observed import Unit, unit_of
+from orchestrator.controller.requests import fetch_of, fetch_unit
 from orchestrator.controller.status import RunState
 from orchestrator.errors import OrchError
-from trainer.results import Progress, parse_progress
+from trainer.results import Progress, Stage, parse_progress
 
 LOG_TAIL = 40
 """Lines of a log in which the last progress line is looked for."""
@@ -19,10 +21,14 @@ BUSY = frozenset({"running", "evaluating"})
 
 @dataclass(frozen=True)
 class RunProgress:
-    """A run's state with the progress of the Job it runs in now."""
+    """A run's state with the progress of the Job it runs in now.
+
+    `waits_for` is the stage of a Job that it waits for and that runs now: a fetch, or the baselines.
+    """
 
     state: RunState
     progress: Progress | None = None
+    waits_for: Stage | None = None
 
     @property
     def share(self) -> float:
@@ -42,6 +48,7 @@ class RunProgress:
             "stage": state.stage,
             "attempt": state.attempts,
             "job": state.job,
+            "waits_for": self.waits_for,
             "failure": state.failure,
             "evidence": state.evidence or None,
             "remedy": state.remedy or None,
@@ -56,9 +63,23 @@ class RunProgress:
 def progress_of(session: Session, stored: Stored) -> list[RunProgress]:
     """Every run of a sweep with its progress; a log is read once for all runs of its Job."""
     states = session.states(stored)
-    jobs = {one.job for one in states if one.state in BUSY and one.job}
-    seen = {job: last_progress(session.cluster, job) for job in jobs}
-    return [RunProgress(one, seen.get(one.job or "") if one.state in BUSY else None) for one in states]
+    shared = {unit_of(job): job for job in session.cluster.jobs(stored.name) if not job.finished and job.pods}
+    found = [(one, _busy_with(one, shared)) for one in states]
+    logs = {job: last_progress(session.cluster, job) for job in {job for _, (job, _) in found if job}}
+    return [RunProgress(one, logs.get(job or ""), waits_for) for one, (job, waits_for) in found]
+
+
+def _busy_with(state: RunState, shared: Mapping[Unit, ObservedJob]) -> tuple[str | None, Stage | None]:
+    """(the Job whose progress is the run's, the stage it waits for if that is another's)."""
+    if state.state in BUSY:
+        return state.job, None
+    if state.state == "pending":
+        job = shared.get(fetch_unit(fetch_of(state.run.config)))
+        return (job.name, "fetch") if job else (None, None)
+    if state.state == "trained":
+        names = [job.name for unit, job in shared.items() if unit.stage == "baseline"]
+        return (names[0], "baseline") if names else (None, None)
+    return None, None
 
 
 def last_progress(cluster: Cluster, job: str) -> Progress | None:

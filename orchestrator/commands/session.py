@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from orchestrator.controller.loop import stored_control
+from orchestrator.controller.loop import Controller, stored_control
 from orchestrator.controller.observed import Control, Observed, read_records
 from orchestrator.controller.outcome import AttemptRecord
 from orchestrator.controller.plan import plan
@@ -121,6 +122,10 @@ class Session:
     def _max_memory(self) -> int | None:
         limit = self.profile.maxMemory
         return memory_bytes(limit) if limit else None
+
+    def controller(self, stop: threading.Event | None = None, poll_s: float = 1.0) -> Controller:
+        """A controller of local Jobs, which never reach Kubernetes: its schema takes seconds to load."""
+        return Controller(self.cluster, self.profile, stop=stop, poll_s=poll_s, check_schema=False)
 
     @property
     def log(self) -> Path:

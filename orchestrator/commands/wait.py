@@ -14,7 +14,6 @@ from typing import Protocol
 
 from orchestrator.commands.progress import RunProgress, progress_of
 from orchestrator.commands.session import Session
-from orchestrator.controller.loop import Controller
 from orchestrator.controller.status import SweepStatus
 
 POLL_S = 1.0
@@ -53,7 +52,7 @@ def wait(session: Session, name: str, view: View) -> int:
 
 def _lead(session: Session, name: str, view: View) -> int:
     stop = threading.Event()
-    controller = Controller(session.cluster, session.profile, stop=stop, poll_s=POLL_S)
+    controller = session.controller(stop, POLL_S)
 
     def on_status(sweep: str, status: SweepStatus) -> None:
         if sweep == name:
@@ -121,7 +120,7 @@ def control_loop(session: Session) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    controller = Controller(session.cluster, session.profile, stop=stop, poll_s=POLL_S)
+    controller = session.controller(stop, POLL_S)
     while not stop.is_set():
         with session.lead() as leading:
             if not leading:

@@ -149,14 +149,14 @@ def _after(results: Results) -> list[str]:
 def show(results: Results, console: Console) -> None:
     """Print every table in the widest layout that fits the console: whole, in two blocks, without errors."""
     for table in results.tables:
-        console.print(title(table), style="bold", highlight=False)
+        console.print(title(table), style="bold", highlight=False, markup=False)
         for part in _layout(table, console):
             console.print(part)
         for line in footer(table, results):
-            console.print(line, style="dim", highlight=False)
+            console.print(line, style="dim", highlight=False, markup=False)
         console.print()
     for line in _after(results):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
 
 
 def _layout(table: Table, console: Console) -> list[RenderableType]:
