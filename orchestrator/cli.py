@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from orchestrator.commands.session import Session
+    from orchestrator.client.session import Session
 
 app = typer.Typer(
     help="On-policy-distillation sweeps: one YAML file in, a table of results that can be trusted out.",
@@ -75,7 +75,7 @@ def options(
 def plan(context: typer.Context, file: File, output: As = Output.TEXT) -> None:
     """Show what submitting FILE would do: + new, = exists, ~ changed, - removed."""
     from orchestrator import screen
-    from orchestrator.commands import plan as plans
+    from orchestrator.client import plan as plans
 
     planned = plans.plan(_session(context), file)
     if output is Output.JSON:
@@ -93,7 +93,7 @@ def submit(
     prune: Annotated[bool, typer.Option("--prune", help="End Jobs of runs no longer in FILE.")] = False,
 ) -> None:
     """Store the sweep of FILE and run what is not done yet. Submitting again goes on where it was."""
-    from orchestrator.commands import submit as submits
+    from orchestrator.client import submit as submits
 
     session = _session(context)
     sweep, runs, wrote = submits.submit(session, file, prune=prune)
@@ -134,7 +134,7 @@ def evaluate(
     wait: Wait = False,
 ) -> None:
     """Evaluate every adapter of a submitted sweep once more, as soon as each is trained."""
-    from orchestrator.commands import submit as submits
+    from orchestrator.client import submit as submits
 
     session = _session(context)
     wrote = submits.ask_eval(session, after, tasks or [], limit=limit, teacher=eval_teacher)
@@ -165,7 +165,7 @@ def logs(
     tail: Annotated[int | None, typer.Option("--tail", min=0, help="The last lines only.")] = None,
 ) -> None:
     """Show the log of RUN's newest Job."""
-    from orchestrator.commands.why import logs as lines
+    from orchestrator.client.why import logs as lines
 
     for line in lines(_session(context), run, follow=follow, stage=stage.value if stage else None, tail=tail):
         print(line, flush=follow)
@@ -175,7 +175,7 @@ def logs(
 def why(context: typer.Context, run: RunName) -> None:
     """Say what happened to RUN: each attempt, the evidence, the remedy, and what comes next."""
     from orchestrator import screen
-    from orchestrator.commands.why import why as account
+    from orchestrator.client.why import why as account
 
     screen.show_account(screen.console(), account(_session(context), run))
 
@@ -183,7 +183,7 @@ def why(context: typer.Context, run: RunName) -> None:
 @app.command()
 def cancel(context: typer.Context, sweep: SweepName, runs: RunNames = None) -> None:
     """End runs of SWEEP, all unless named; their Jobs checkpoint first. `orch retry` takes it back."""
-    from orchestrator.commands.cancel import cancel as end
+    from orchestrator.client.cancel import cancel as end
 
     names, elsewhere = end(_session(context), sweep, runs or [])
     print(f"{sweep}: cancelled {', '.join(names)}" + ("; its controller ends the Jobs" if elsewhere else ""))
@@ -192,7 +192,7 @@ def cancel(context: typer.Context, sweep: SweepName, runs: RunNames = None) -> N
 @app.command()
 def retry(context: typer.Context, sweep: SweepName, runs: RunNames = None, wait: Wait = False) -> None:
     """Give the failed or cancelled runs of SWEEP, all unless named, another attempt."""
-    from orchestrator.commands import submit as submits
+    from orchestrator.client import submit as submits
 
     session = _session(context)
     names = submits.ask_retry(session, sweep, runs or [])
@@ -204,7 +204,7 @@ def retry(context: typer.Context, sweep: SweepName, runs: RunNames = None, wait:
 @app.command()
 def render(context: typer.Context, file: File, run: RunName) -> None:
     """Print the Kubernetes Job that a RUN of FILE becomes, checked against batch/v1."""
-    from orchestrator.commands.manifest import manifest
+    from orchestrator.client.manifest import manifest
 
     print(manifest(_session(context).profile, file, run), end="")
 
@@ -212,13 +212,13 @@ def render(context: typer.Context, file: File, run: RunName) -> None:
 @app.command(hidden=True)
 def controller(context: typer.Context, local: Local = True) -> None:
     """Work on all sweeps until nothing is left to do; submit starts it in the background."""
-    from orchestrator.commands.wait import control_loop
+    from orchestrator.client.wait import control_loop
 
     control_loop(_session(context))
 
 
 def _session(context: typer.Context) -> Session:
-    from orchestrator.commands.session import Session
+    from orchestrator.client.session import Session
 
     return Session(*context.obj)
 

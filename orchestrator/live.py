@@ -9,7 +9,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from orchestrator.commands.progress import BUSY, RunProgress
+from orchestrator.client.progress import BUSY, RunProgress
 from orchestrator.screen import footer, progress_table, trained_seconds
 
 LINE_EVERY_S = 5.0

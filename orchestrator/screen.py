@@ -15,9 +15,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.commands.plan import SweepPlan, counts
-from orchestrator.commands.progress import BUSY, RunProgress, seconds_left
-from orchestrator.commands.why import Account
+from orchestrator.client.plan import SweepPlan, counts
+from orchestrator.client.progress import BUSY, RunProgress, seconds_left
+from orchestrator.client.why import Account
 from orchestrator.controller.outcome import AttemptRecord
 
 PIPE_WIDTH = 160

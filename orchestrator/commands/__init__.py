@@ -1,1 +1,1 @@
-"""What the commands of `orch` do; orchestrator.cli names them, orchestrator.screen shows what they find."""
+"""Commands that both find and show: orchestrator.client finds, orchestrator.screen and live show."""

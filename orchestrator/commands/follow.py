@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from orchestrator import live, screen
+from orchestrator.client.session import Session
+from orchestrator.client.wait import INTERRUPTED, start_controller, wait
+from orchestrator.client.why import why
 from orchestrator.commands.measured import results_of
-from orchestrator.commands.session import Session
-from orchestrator.commands.wait import INTERRUPTED, start_controller, wait
-from orchestrator.commands.why import why
 from orchestrator.results import show
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 
 from orchestrator import screen
-from orchestrator.commands.session import Session, Stored
+from orchestrator.client.session import Session, Stored
 from orchestrator.results import Results, collect, markdown, show, to_csv, to_json
 
 

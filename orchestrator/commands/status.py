@@ -6,8 +6,8 @@ import threading
 from typing import Any
 
 from orchestrator import live, screen
-from orchestrator.commands.progress import progress_of
-from orchestrator.commands.session import Session
+from orchestrator.client.progress import progress_of
+from orchestrator.client.session import Session
 
 WATCH_S = 1.0
 

@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 from orchestrator import cli
+from orchestrator.client import session
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.cluster.slots import Slots
-from orchestrator.commands import follow, session
+from orchestrator.commands import follow
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
 from orchestrator.controller.requests import Measurement, base_of, fetch_of, fetch_unit, protocols
 from orchestrator.profile import Profile

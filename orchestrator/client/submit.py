@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.commands.session import Session, find
+from orchestrator.client.session import Session, find
 from orchestrator.controller.observed import EvalRequest
 from orchestrator.errors import UserError
 from orchestrator.sweep.expand import Run, expand

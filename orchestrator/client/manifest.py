@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from orchestrator.commands.session import Stored, find
+from orchestrator.client.session import Stored, find
 from orchestrator.controller.requests import train_request
 from orchestrator.controller.retry import Overrides
 from orchestrator.profile import Profile

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.commands.session import Found, Session
+from orchestrator.client.session import Found, Session
 from orchestrator.controller.outcome import AttemptRecord
 from orchestrator.controller.requests import fetch_of, fetch_unit, text_fetch
 from orchestrator.controller.status import RunState

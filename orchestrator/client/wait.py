@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol
 
-from orchestrator.commands.progress import RunProgress, progress_of
-from orchestrator.commands.session import Session
+from orchestrator.client.progress import RunProgress, progress_of
+from orchestrator.client.session import Session
 from orchestrator.controller.status import SweepStatus
 
 POLL_S = 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.commands.session import Session, find
+from orchestrator.client.session import Session, find
 from orchestrator.controller.observed import ALL_RUNS, runs_of, unit_of
 
 POLL_S = 1.0

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.client.session import Session, Stored
 from orchestrator.cluster.base import Cluster, ObservedJob
-from orchestrator.commands.session import Session, Stored
 from orchestrator.controller.observed import Unit, unit_of
 from orchestrator.controller.requests import fetch_of, fetch_unit
 from orchestrator.controller.status import RunState

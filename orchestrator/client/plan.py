@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.commands.session import Session, Stored
+from orchestrator.client.session import Session, Stored
 from orchestrator.controller.outcome import AttemptRecord
 from orchestrator.controller.plan import changes
 from orchestrator.errors import NotFoundError
