@@ -98,4 +98,6 @@ def _surroundings() -> dict[str, str]:
     env = dict(os.environ)
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     env.setdefault("PYTHONUNBUFFERED", "1")
+    # A trainer.py in the user's folder is not the trainer.
+    env["PYTHONSAFEPATH"] = "1"
     return env

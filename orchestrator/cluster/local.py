@@ -33,7 +33,6 @@ from trainer.layout import Dump, write_json
 POLL_S = 0.2
 SLOWEST_POLL_S = 1.0
 LOCK_TIMEOUT_S = 60.0
-START_TIMEOUT_S = 60.0
 
 
 class LocalCluster(Cluster):

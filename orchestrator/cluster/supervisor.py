@@ -20,7 +20,7 @@ def start(folder: Path, devices: tuple[str, ...]) -> str:
 
     It gets a session of its own: Ctrl-C here is not meant for it.
     """
-    command = [sys.executable, "-m", "orchestrator.cluster.shim", str(folder), *devices]
+    command = [sys.executable, "-P", "-m", "orchestrator.cluster.shim", str(folder), *devices]
     with open(folder / "shim.log", "ab") as log:
         try:
             code = subprocess.run(

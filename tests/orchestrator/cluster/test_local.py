@@ -7,14 +7,16 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
 import pytest
 
 from orchestrator.cluster import supervisor
-from orchestrator.cluster.base import Created
+from orchestrator.cluster.base import Created, ObservedJob
 from orchestrator.cluster.jobfolder import JobFolder
+from orchestrator.cluster.local import LocalCluster
 from orchestrator.cluster.slots import UNSCHEDULABLE, Slots
 from orchestrator.errors import UserError
 from tests.orchestrator.cluster.conftest import manifest
@@ -271,6 +273,14 @@ def test_local_arguments_and_paths_arrive_as_in_a_cluster(machine):
     ]
 
 
+def test_local_code_in_the_users_folder_is_not_taken_for_ours(machine, tmp_path, monkeypatch):
+    (tmp_path / "trainer.py").write_text("raise SystemExit('the wrong trainer')")
+    monkeypatch.chdir(tmp_path)
+    machine.create("a", command=["python", "-c", "import os, trainer.layout; print(os.getcwd())"])
+    machine.finished("a")
+    assert machine.log("a") == [str(tmp_path)]
+
+
 def test_local_logs_follow_until_the_job_ends(machine, tmp_path):
     gate = tmp_path / "gate"
     os.mkfifo(gate)
@@ -304,6 +314,24 @@ def test_local_job_is_started_once_by_two_starters(machine):
     assert supervisor.start(folder.root, ()) == ""
     assert machine.finished("a").pods[0].exit_code == 75
     assert machine.log("a") == ["started"]
+
+
+def test_local_clusters_side_by_side_start_each_job_once(machine):
+    names = [f"j{index}" for index in range(6)]
+    env = [{"name": "ORDER", "value": "/data/dump/order"}]
+    for name in names:
+        JobFolder(machine.dump / ".orch/jobs" / name).create(
+            manifest(name, f"open(os.environ['ORDER'], 'a').write('{name} ')", env=env)
+        )
+    others = [machine.restarted() for _ in range(3)]
+
+    def drive(cluster: LocalCluster) -> list[ObservedJob]:
+        return [machine.until(name, lambda job: job.finished, cluster) for name in names]
+
+    with ThreadPoolExecutor(3) as pool:
+        seen = list(pool.map(drive, others))
+    assert (machine.dump / "order").read_text().split() == names
+    assert seen[0] == seen[1] == seen[2]
 
 
 def test_local_full_disk_is_a_users_fault(machine, monkeypatch):
