@@ -30,17 +30,17 @@ def finished(config: TrainConfig, place: TrainPlace) -> Record | None:
 def check_folder(config: TrainConfig, place: TrainPlace) -> str | None:
     """What forbids training in the run folder: another config's run, or no way to write; None if nothing."""
     folder = run_folder(config, place)
-    found = read_json(folder.run)
-    if found and found.get("digest") != digest(config):
-        return (
-            f"{folder.root}: holds a run of another config, got digest {str(found.get('digest'))[:8]} "
-            f"instead of {digest(config)[:8]}; give another --output-dir"
-        )
     try:
+        found = read_json(folder.run)
         folder.root.mkdir(parents=True, exist_ok=True)
         probe = folder.root / f".probe-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
         return f"{folder.root}: cannot be written, got {error.strerror}; give another --output-dir"
+    if found and found.get("digest") != digest(config):
+        return (
+            f"{folder.root}: holds a run of another config, got digest {str(found.get('digest'))[:8]} "
+            f"instead of {digest(config)[:8]}; give another --output-dir"
+        )
     return None

@@ -67,7 +67,9 @@ def test_five_percent_of_bad_rows_is_an_error_that_counts_them(tiny_tokenizer):
 
 
 def test_a_longer_completion_is_cut_to_max_length(tiny_tokenizer):
-    (example,) = examples_of({"prompt": "p" * 20, "completion": "c" * 90}, tiny_tokenizer, TrainConfig(max_length=50))
+    (example,) = examples_of(
+        {"prompt": "p" * 20, "completion": "c" * 90}, tiny_tokenizer, TrainConfig(max_length=50)
+    )
     assert len(example.prompt) + len(example.completion) == 50
 
 

@@ -47,9 +47,7 @@ def test_greedy_equals_generate_of_transformers(student):
 def test_tokens_do_not_depend_on_order_or_company(student):
     together = sample(student, PROMPTS, DRAWS, sampler(), "rollout")
     backwards = sample(student, PROMPTS[::-1], DRAWS[::-1], sampler(), "rollout")
-    alone = [
-        sample(student, [p], [d], sampler(), "rollout")[0] for p, d in zip(PROMPTS, DRAWS, strict=True)
-    ]
+    alone = [sample(student, [p], [d], sampler(), "rollout")[0] for p, d in zip(PROMPTS, DRAWS, strict=True)]
     assert together == backwards[::-1] == alone
 
 

@@ -28,9 +28,7 @@ def tiny_folder(tmp_path_factory, make_model, tiny_tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("model")
     make_model("llama").save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
-    rows = [
-        {"prompt": f"{i} plus {i} is", "completion": " " + "abcdefgh"[: 2 + i % 6]} for i in range(40)
-    ]
+    rows = [{"prompt": f"{i} plus {i} is", "completion": " " + "abcdefgh"[: 2 + i % 6]} for i in range(40)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
 
