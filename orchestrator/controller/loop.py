@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from typing import Any
 
 from orchestrator.cluster.base import Cluster, Created, ObservedJob
@@ -116,21 +115,21 @@ class Controller:
         """
         stored = self._stored(name)
         sweep, runs = self._expand(name, stored)
-        world = World(sweep, runs, self._observe(name, stored), self.clock(), self._max_memory)
-        ending = {job.name: job for job in world.live_jobs}
-        for job_name in ending:
-            self.cluster.delete_job(job_name)
+        observed = self._observe(name, stored)
+        ending = {job.name: job for job in observed.jobs if job.name not in observed.records}
+        for job_name, job in ending.items():
+            if not job.finished:
+                self.cluster.delete_job(job_name)
         last = dict(ending)
         while living := self._living(name, ending, last):
             LOG.info("controller: waiting for %s to end", ", ".join(living))
             self.cluster.wait(self.poll_s)
+        world = World(sweep, runs, observed, self.clock(), self._max_memory)
         for job in last.values():
-            seen = replace(world, observed=replace(world.observed, jobs=(job,)))
             if not job.pods:
                 continue  # it never started: the same attempt is made again
-            record = record_of(seen, job) or record_as(
-                seen, job, FailureClass.PREEMPTED, "interrupted by its user", self.clock()
-            )
+            record = record_of(world, job)
+            record = record or record_as(world, job, FailureClass.PREEMPTED, "interrupted by its user")
             self.cluster.put_record(name, record.job, record.to_json())
 
     def _living(

@@ -192,16 +192,16 @@ def record_of(world: World, job: ObservedJob) -> AttemptRecord | None:
     return _record(world, job, result) if result else None
 
 
-def record_as(
-    world: World, job: ObservedJob, failure: FailureClass, evidence: str, ended_at: float
-) -> AttemptRecord:
-    """The record of a Job that was ended at `ended_at` (Unix seconds), whatever it reported."""
-    result = outcome(job, failure, evidence, None)
-    update = {"finished_at": ended_at, "gpu_seconds": gpu_seconds(job, ended_at)}
-    return _record(world, job, result.model_copy(update=update))
+def record_as(world: World, job: ObservedJob, failure: FailureClass, evidence: str) -> AttemptRecord:
+    """The record of a Job that was ended from outside, whatever it reported."""
+    return _record(world, job, outcome(job, failure, evidence, None))
 
 
 def _record(world: World, job: ObservedJob, result: Outcome) -> AttemptRecord:
+    if result.finished_at is None or any(pod.finished_at is None for pod in job.pods):
+        # Nobody saw its end, so it is now: the fence around a lost node's pod counts from here.
+        ended = {"finished_at": world.now, "gpu_seconds": gpu_seconds(job, world.now)}
+        result = result.model_copy(update=ended)
     unit, attempt = unit_of(job), attempt_of(job)
     limits = world.limits(unit)
     history = world.histories.get(unit, NOTHING)

@@ -169,6 +169,30 @@ def test_adapters_that_come_later_are_measured_without_measuring_baselines_again
     assert (scene.live("baseline"), measured_runs(scene)) == ([], [["r2", "r3"], ["r4"]])
 
 
+def test_an_adapter_that_is_measured_is_not_taken_again_to_fill_a_job() -> None:
+    scene = scene_of(3, per_job=2).trained().measured("baseline").measured()
+    scene.change(a_sweep(4, eval={"adaptersPerJob": 2}))
+    scene.turn()
+    scene.trained()
+    assert measured_runs(scene) == [["r3"]]
+
+
+def test_a_later_adapter_waits_for_the_baselines_of_the_first_job() -> None:
+    scene = scene_of(2, per_job=2).trained()
+    first = measured_runs(scene)
+    scene.change(a_sweep(3, eval={"adaptersPerJob": 2}))
+    scene.turn()
+    scene.trained()
+    assert (scene.live("baseline"), measured_runs(scene)) == ([], first)
+    scene.measured()
+    assert (scene.live("baseline"), measured_runs(scene)) == ([], [["r2"]])
+
+
+def test_the_baselines_go_first_when_all_adapters_come_at_once_and_do_not_fit() -> None:
+    scene = scene_of(3, per_job=2).trained()
+    assert (len(scene.live("baseline")), scene.live("eval")) == (1, [])
+
+
 def test_a_request_measures_every_adapter_again_by_its_own_tasks() -> None:
     scene = scene_of(2, per_job=2).trained().measured()
     scene.control = Control(evals=[EvalRequest(tasks=["winogrande"], evalTeacher=False)])

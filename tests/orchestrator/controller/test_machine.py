@@ -34,6 +34,8 @@ class Machine(RuleBasedStateMachine):
             )
         )
         self.done: set[str] = set()
+        self.measured: dict[str, str] = {}
+        self.lost_at: dict[str, float] = {}
 
     def job(self, data: strategies.DataObject, jobs: list[ObservedJob]) -> str:
         return data.draw(strategies.sampled_from(sorted(job.name for job in jobs)))
@@ -44,16 +46,28 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def turn(self) -> None:
-        before = {name for name, record in self.scene.cluster.stored_records.items()}
+        before = set(self.scene.cluster.stored_records)
         for action in self.scene.turn().actions:
             if isinstance(action, CreateJob):
                 request = action.request
                 assert action.name not in before, "an attempt that is recorded was made again"
                 assert f"{request.stage} {request.run_id}" not in self.done, "what was done is run again"
+                assert not self.written_to(request.run_id), "an attempt starts beside a pod of the former"
+                for run in action.runs:
+                    assert self.measured.setdefault(run, request.run_id) == request.run_id
         for record in self.scene.cluster.stored_records.values():
             if record["state"] == "done":
                 self.done.add(f"{record['stage']} {record['run_id']}")
         assert self.scene.plan().actions == (), "a second look at the same world finds something to do"
+
+    def written_to(self, run: str) -> bool:
+        """Whether a pod of a lost node may still write: it has a grace of 60 s and 120 s more."""
+        return any(
+            pod.phase == "Running" and self.scene.cluster.now < self.lost_at[job.name] + 180
+            for job in self.scene.cluster.made.values()
+            if job.labels[LABEL_RUN] == run and job.name in self.lost_at
+            for pod in job.pods
+        )
 
     @precondition(lambda self: self.unfinished)
     @rule(data=strategies.data(), ready=strategies.booleans())
@@ -87,6 +101,7 @@ class Machine(RuleBasedStateMachine):
         """The node is lost: the Job has failed, and its pod may still be writing."""
         lost = {"DisruptionTarget": Condition("DeletionByTaintManager")}
         name = self.job(data, self.unfinished)
+        self.lost_at[name] = self.scene.cluster.now
         pod = ObservedPod(f"pod-{name}", "Running", started_at=self.scene.cluster.now, conditions=lost)
         self.scene.cluster.set_state(
             name, pods=(pod,), conditions={"Failed": Condition("BackoffLimitExceeded")}

@@ -215,6 +215,7 @@ def test_plan_waits_for_a_lost_nodes_pod_only_as_long_as_it_may_write() -> None:
         started_at=1000.0,
         conditions={"DisruptionTarget": Condition("DeletionByTaintManager")},
     )
+    scene.cluster.now += 3600
     scene.cluster.set_state(name, pods=(lost,), conditions={"Failed": Condition("x")})
     scene.turn()
     assert scene.cluster.stored_records[name]["class"] == "nodeLost"
