@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrator.client.progress import BUSY, RunProgress
-from orchestrator.screen import footer, progress_table, trained_seconds
+from orchestrator.screen import bars_fit, footer, progress_table, trained_seconds
 
 LINE_EVERY_S = 5.0
 """Without a terminal a run's progress is told at most this often; a change of state at once."""
@@ -31,7 +31,7 @@ class LiveView:
         self._live.stop()
 
     def show(self, runs: list[RunProgress]) -> None:
-        table = progress_table(_that_fit(runs, self.out.height - 5), bars=True)
+        table = progress_table(_that_fit(runs, self.out.height - 5), bars=bars_fit(self.out))
         self._live.update(Group(table, Text(footer(runs, trained_seconds(runs), self.slots), style="dim")))
 
     def say(self, line: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import rich.box
-from rich.console import Console, RenderableType
+from rich.console import Console, JustifyMethod, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +21,8 @@ from orchestrator.client.why import Account
 from orchestrator.controller.outcome import AttemptRecord
 
 PIPE_WIDTH = 160
+BARS_FROM_WIDTH = 90
+"""Narrower screens have no room for progress bars."""
 COLOURS = {"running": "cyan", "evaluating": "cyan", "done": "green", "failed": "red", "cancelled": "yellow"}
 CHANGES = {"+": "green", "~": "yellow", "=": "dim", "-": "red"}
 
@@ -34,12 +36,13 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def grid(*headings: str, right: Iterable[str] = ()) -> Table:
-    """An empty table in the house's look; names of `right` are aligned to the right."""
+    """An empty table in the house's look; `right` headings are aligned right, only names fold."""
     table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in headings:
-        name = heading in ("run", "sweep")
-        justify = "right" if heading in set(right) else "left"
-        table.add_column(heading, justify=justify, overflow="fold", no_wrap=not name)  # type: ignore[arg-type]
+        name = heading in ("run", "sweep", "condition")
+        justify: JustifyMethod = "right" if heading in set(right) else "left"
+        least = 12 if name else None
+        table.add_column(heading, justify=justify, overflow="fold", no_wrap=not name, min_width=least)
     return table
 
 
@@ -127,47 +130,38 @@ def condition(status: Mapping[str, Any]) -> str:
     return str(by_type.get("Complete", {}).get("message") or "not seen by a controller yet")
 
 
+def bars_fit(out: Console) -> bool:
+    """Whether progress bars are drawn there."""
+    return out.is_terminal and out.width >= BARS_FROM_WIDTH
+
+
 def progress_table(runs: Sequence[RunProgress], *, bars: bool) -> Table:
-    """A line a run: state, stage, attempt, progress, loss, speed, time left."""
-    table = grid(
-        "run",
-        "state",
-        "stage",
-        "try",
-        "progress",
-        "loss",
-        "tok/s",
-        "left",
-        right=("try", "loss", "tok/s", "left"),
-    )
+    """A line a run: state, progress, loss, speed, time left."""
+    table = grid("run", "state", "progress", "loss", "tok/s", "left", right=("loss", "tok/s", "left"))
     for one in runs:
         state, known = one.state, one.progress
-        cell: RenderableType = share(one)
-        if bars and state.state in BUSY:
-            cell = _bar(one)
+        again = f" ({state.attempts})" if state.attempts > 1 and state.state in BUSY else ""
         table.add_row(
             state.run.name,
-            Text(state.state, style=COLOURS.get(state.state, "")),
-            state.stage,
-            str(state.attempts or ""),
-            cell,
+            Text(state.state + again, style=COLOURS.get(state.state, "")),
+            _bar(one) if bars and state.state in BUSY else share(one),
             f"{known.loss:.4f}" if known and known.loss is not None else "",
             f"{known.tokens_per_s:.0f}" if known and known.tokens_per_s is not None else "",
-            duration(known.seconds_left if known else None, absent=""),
+            clock(known.seconds_left) if known and known.seconds_left is not None else "",
         )
     return table
 
 
 def _bar(one: RunProgress) -> RenderableType:
     line = Table.grid(padding=(0, 1))
-    line.add_row(ProgressBar(total=1.0, completed=one.share, width=14), share(one))
+    line.add_row(ProgressBar(total=1.0, completed=one.share, width=10), share(one))
     return line
 
 
 def share(one: RunProgress) -> str:
-    """`3/8 step`, the failure's class, or nothing."""
+    """`3/8 steps`, the failed stage and its class, what it waits for, or nothing."""
     if one.state.state == "failed":
-        return str(one.state.failure or "")
+        return f"{one.state.stage}: {one.state.failure or 'failed'}"
     known = one.progress
     far = f"{known.done}/{known.total} {known.what}".rstrip() if known else ""
     return f"waits for {one.waits_for} {far}".rstrip() if one.waits_for else far
@@ -237,10 +231,16 @@ def what_next(account: Account) -> str:
     }[state.state]
 
 
-def duration(seconds: float | None, absent: str = "–") -> str:
-    """42 s, 3 min 05 s, 2 h 10 min, 3 d 4 h."""
+def clock(seconds: float) -> str:
+    """0:42, 3:05, 2:10:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def duration(seconds: float | None) -> str:
+    """42 s, 3 min 05 s, 2 h 10 min, 3 d 4 h; – for None."""
     if seconds is None:
-        return absent
+        return "–"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -131,10 +131,10 @@ def test_plan_of_a_new_file_shows_what_it_is(
     said = orch("plan", file)
     assert said == (
         0,
-        "    run     id         steps   tokens ≤   ≈ time   state\n"
-        "────────────────────────────────────────────────────────\n"
-        f"+   lr1e5   {runs[0].id[-8:]}      10        4 k        –        \n"
-        f"+   lr2e5   {runs[1].id[-8:]}      10        4 k        –        \n"
+        "    run            id         steps   tokens ≤   ≈ time   state\n"
+        "───────────────────────────────────────────────────────────────\n"
+        f"+   lr1e5          {runs[0].id[-8:]}      10        4 k        –        \n"
+        f"+   lr2e5          {runs[1].id[-8:]}      10        4 k        –        \n"
         "night: 2 runs, 2 new, 0 changed, 0 exist; at most 8 k tokens "
         "(steps × global batch × max_length); on the CPU\n",
         "",
@@ -342,10 +342,10 @@ def test_status_tells_every_run(orch: Orch, file: Path, cluster: LocalCluster, r
     orch("submit", file)
     _trained(cluster, runs[0])
     assert orch("status", "night").out == (
-        "run     state     stage   try   progress   loss   tok/s   left\n"
-        "──────────────────────────────────────────────────────────────\n"
-        "lr1e5   trained   train     1                                 \n"
-        "lr2e5   pending   train                                       \n"
+        "run            state     progress   loss   tok/s   left\n"
+        "───────────────────────────────────────────────────────\n"
+        "lr1e5          trained                                 \n"
+        "lr2e5          pending                                 \n"
         "0 of 2 done, 1 trained, 1 pending · about 20 s left\n"
         "no controller works on it: submit its file again to go on\n"
     )
