@@ -219,7 +219,7 @@ def attempt_line(one: AttemptRecord) -> str:
 def what_next(account: Account) -> str:
     """What happens to the run without anyone's doing, or what someone can do."""
     state = account.state
-    by_hand = f"`orch retry SWEEP {state.run.name}` gives it another attempt"
+    by_hand = f"`orch retry {account.sweep} {state.run.name}` gives it another attempt"
     return {
         "pending": "it waits for a place; `orch status` tells whether a controller works on it",
         "running": f"attempt {state.attempts} runs",

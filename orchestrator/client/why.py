@@ -19,6 +19,7 @@ LOG_TAIL = 15
 class Account:
     """All that is known of a run: its state now, its attempts, and the end of the log of what failed last."""
 
+    sweep: str
     state: RunState
     attempts: tuple[AttemptRecord, ...]
     log: tuple[str, ...] = ()
@@ -31,7 +32,7 @@ def why(session: Session, text: str) -> Account:
     attempts = tuple(one for one in session.records(found.stored) if _concerns(one, found))
     failed = [one for one in attempts if one.state == "failed"]
     tail = _tail(session, failed[-1].job) if failed and state.state != "done" else ()
-    return Account(state, attempts, tail)
+    return Account(found.stored.name, state, attempts, tail)
 
 
 def _state(session: Session, found: Found) -> RunState:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from orchestrator import live, screen
 from orchestrator.client.session import Session
 from orchestrator.client.wait import INTERRUPTED, start_controller, wait
 from orchestrator.client.why import why
 from orchestrator.commands.measured import results_of
+from orchestrator.controller.status import RunState
 from orchestrator.results import show
 
 
@@ -31,10 +34,22 @@ def follow(session: Session, name: str, again: str) -> int:
     results = results_of(session, stored)
     if results.tables:
         show(results, out)
-    for state in session.states(stored):
-        if state.state == "failed":
-            screen.show_account(out, why(session, f"{name}/{state.run.id}"))
-    left = [one.run.name for one in session.states(stored) if one.state in ("pending", "trained")]
+    states = session.states(stored)
+    for alike in _failed_alike(states):
+        screen.show_account(out, why(session, f"{name}/{alike[0].run.id}"))
+        if alike[1:]:
+            others = ", ".join(one.run.name for one in alike[1:])
+            out.print(f"{others}: failed alike; `orch why RUN` tells", soft_wrap=True)
+    left = [one.run.name for one in states if one.state in ("pending", "trained")]
     if left:
         out.print(f"not run: {', '.join(left)}; {screen.condition(stored.object.get('status') or {})}")
     return code
+
+
+def _failed_alike(states: Iterable[RunState]) -> list[list[RunState]]:
+    """Failed runs by what was seen: one bad dataset need not be told fifty times."""
+    alike: dict[tuple[str, str], list[RunState]] = {}
+    for one in states:
+        if one.state == "failed":
+            alike.setdefault((one.stage, one.evidence), []).append(one)
+    return list(alike.values())

@@ -300,6 +300,8 @@ def test_wait_exits_3_when_a_run_failed_and_says_why(
     assert "lr1e5: failed in train: userError: record: exit 65, bad data: row 7 has no messages" in said.out
     assert "  train 1: userError, after 1 min 00 s on node-a: record: exit 65" in said.out
     assert "next: nothing, not tried again: userError once, retry.userError is 0" in said.out
+    assert "`orch retry night lr1e5` gives it another attempt" in said.out
+    assert "lr2e5: failed alike; `orch why RUN` tells" in said.out
 
 
 def test_ctrl_c_ends_the_jobs_suspends_and_says_how_to_go_on(
