@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from types import FrameType
 
 from trainer import flags, folder
 from trainer.attempt import Diverged, FenceLost, Preempted, StopSignal, write_record
@@ -113,7 +115,13 @@ def _train_here(config: TrainConfig, place: TrainPlace, dry_run: bool) -> Record
         leave_world()
 
 
+def _stop_at_once(signum: int, frame: FrameType | None) -> None:
+    raise Preempted("stopped by a signal; what is measured or fetched already is kept")
+
+
 def _other(command: str, settings: list[Settings]) -> int:
+    # Their results are published one by one, so that any moment is a safe point.
+    signal.signal(signal.SIGTERM, _stop_at_once)
     if command == "fetch":
         (fetching,) = settings
         assert isinstance(fetching, FetchConfig)

@@ -185,6 +185,19 @@ def test_every_flag_survives_the_command_line():
     assert parse([*to_flags(config), *to_flags(place)], TrainConfig, TrainPlace) == [config, place]
 
 
+def test_sigterm_ends_an_evaluation_with_75(monkeypatch, tmp_path):
+    from trainer import evaluate
+
+    monkeypatch.setenv(TERMINATION_LOG_ENV, str(tmp_path / "record"))
+    monkeypatch.setattr(evaluate, "evaluate", lambda config, place: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["eval", "--lora-paths", "x"]) == ExitCode.AGAIN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert load_record((tmp_path / "record").read_bytes()).exit_code == ExitCode.AGAIN
+
+
 @pytest.mark.slow
 def test_two_processes_are_one_run_and_sigterm_reaches_them(tiny_run, tmp_path):
     """Bugs 8 and 10: with two gloo processes loss and gradient norm are those of one with the same batch."""
