@@ -99,7 +99,7 @@ def submit(
     sweep, runs, wrote = submits.submit(session, file, prune=prune)
     name = sweep.metadata.name
     print(f"{name}: {len(runs)} runs, {'submitted' if wrote else 'unchanged'}; state in {session.dump}")
-    _go_on(session, name, wait, again=f"orch submit {file} --local --wait")
+    _go_on(session, name, wait, again=f"submit {file} --local --wait")
 
 
 @app.command()
@@ -139,7 +139,7 @@ def evaluate(
     session = _session(context)
     wrote = submits.ask_eval(session, after, tasks or [], limit=limit, teacher=eval_teacher)
     print(f"{after}: evaluation {'asked for' if wrote else 'was asked for already'}")
-    _go_on(session, after, wait, again=f"orch submit FILE --wait, with the file of {after}")
+    _go_on(session, after, wait, again=f"submit FILE --wait, with the file of {after}")
 
 
 @app.command()
@@ -198,7 +198,7 @@ def retry(context: typer.Context, sweep: SweepName, runs: RunNames = None, wait:
     names = submits.ask_retry(session, sweep, runs or [])
     print(f"{sweep}: {'tries again ' + ', '.join(names) if names else 'no run has failed or was cancelled'}")
     if names:
-        _go_on(session, sweep, wait, again=f"orch submit FILE --wait, with the file of {sweep}")
+        _go_on(session, sweep, wait, again=f"submit FILE --wait, with the file of {sweep}")
 
 
 @app.command()

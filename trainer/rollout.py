@@ -61,6 +61,19 @@ def sample(
     Given equal logits the tokens depend on the draws alone: not on the batch's order or company. `check`
     is called between decode steps and may raise to end the sampling.
     """
+    # One change of mode for all tokens: with checkpointing each change walks every module.
+    with student.mode(mode):
+        return _decode(student, prompts, draws, sampler, mode, check)
+
+
+def _decode(
+    student: Student,
+    prompts: Sequence[Sequence[int]],
+    draws: Sequence[Draw],
+    sampler: Sampler,
+    mode: Mode,
+    check: Callable[[], None],
+) -> list[list[int]]:
     from transformers import DynamicCache
 
     device = next(student.model.parameters()).device

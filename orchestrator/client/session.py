@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -139,6 +140,14 @@ class Session:
         when none has.
         """
         return find(text, self.sweeps())
+
+    @property
+    def orch(self) -> str:
+        """How `orch` is called to work in this place, other than where ORCH_DUMP points."""
+        here = self.dump == Path(os.environ.get("ORCH_DUMP", "dump"))
+        options = [] if here else ["--dump", str(self.dump)]
+        options += ["--profile", str(self.profile_path)] if self.profile_path else []
+        return " ".join(["orch", *options])
 
     def slots(self, name: str) -> int:
         """How many trainings of a sweep run at once on this machine."""

@@ -28,7 +28,9 @@ def follow(session: Session, name: str, again: str) -> int:
     with live.view(out, slots=session.slots(name)) as view:
         code = wait(session, name, view)
     if code == INTERRUPTED:
-        out.print(f"to go on where it was, run the same command again: {again}", soft_wrap=True)
+        out.print(
+            f"to go on where it was, run the same command again: {session.orch} {again}", soft_wrap=True
+        )
         return code
     stored = session.sweep(name)
     results = results_of(session, stored)

@@ -45,5 +45,7 @@ def show(session: Session, sweep: str | None, *, watch: bool) -> None:
     runs = progress_of(session, stored)
     out.print(screen.progress_table(runs, bars=screen.bars_fit(out)))
     out.print(screen.footer(runs, screen.trained_seconds(runs), 1))
-    if not session.led() and not session.settled(stored):
+    if stored.control.suspend:
+        out.print("suspended: submit its file again to go on")
+    elif not session.led() and not session.settled(stored):
         out.print("no controller works on it: submit its file again to go on")

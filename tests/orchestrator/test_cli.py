@@ -305,7 +305,7 @@ def test_wait_exits_3_when_a_run_failed_and_says_why(
 
 
 def test_ctrl_c_ends_the_jobs_suspends_and_says_how_to_go_on(
-    orch: Orch, file: Path, scripted: Callable[..., FakeCluster]
+    orch: Orch, file: Path, dump: Path, scripted: Callable[..., FakeCluster]
 ) -> None:
     turns: list[int] = []
 
@@ -319,7 +319,8 @@ def test_ctrl_c_ends_the_jobs_suspends_and_says_how_to_go_on(
     cluster = scripted(interrupt)
     said = orch("submit", file, "--wait")
     assert said.code == 130
-    assert f"run the same command again: orch submit {file} --local --wait" in said.out
+    assert f"run the same command again: orch --dump {dump} submit {file} --local --wait" in said.out
+    assert orch("status", "night").out.endswith("suspended: submit its file again to go on\n")
     assert cluster.made == {}
     assert cluster.stored["night"]["spec"]["control"]["suspend"] is True
     (record,) = cluster.stored_records.values()
