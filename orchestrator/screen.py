@@ -92,6 +92,9 @@ def _named(name: str, also: Sequence[str]) -> str:
 
 def show_sweeps(out: Console, sweeps: Sequence[Mapping[str, Any]]) -> None:
     """All stored Sweep objects: how many runs are where."""
+    if not sweeps:
+        out.print("no sweep was submitted here; submit one with `orch submit FILE`")
+        return
     table = grid(
         "sweep",
         "runs",
