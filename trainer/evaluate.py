@@ -125,18 +125,21 @@ def _measure(
     from trainer.perplexity import TextScorer, text_tokens
     from trainer.student import build_student
 
-    model = load_model(base.model_name, base.model_revision, base.mixed_precision, models_dir, device)
-    tokenizer = load_tokenizer(base.model_name, base.model_revision, models_dir)
-    try:
-        student = build_student(model, base)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    check_codes(sources, student.codes_sha256)
+    # Before the model: a misspelt task should not cost its loading.
     benchmarks: list[Benchmark] = []
     if measure.tasks:
         from trainer.harness import load_benchmarks
 
         benchmarks = load_benchmarks(list(measure.tasks), config.task_data)
+    model = load_model(base.model_name, base.model_revision, base.mixed_precision, models_dir, device)
+    tokenizer = load_tokenizer(base.model_name, base.model_revision, models_dir)
+    if measure.text:
+        _check_window(config.window, getattr(model.config, "max_position_embeddings", None))
+    try:
+        student = build_student(model, base)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    check_codes(sources, student.codes_sha256)
     scorer: TextScorer | None = None
     if measure.text:
         tokens = text_tokens(measure.text, tokenizer, config.perplexity_tokens)
@@ -148,6 +151,11 @@ def _measure(
         if cell.source and cell.source is not worn:
             worn = _wear(student, cell.source)
         publish(cell, *_score(cell, student, tokenizer, benchmarks, scorer, config, clock), measure)
+
+
+def _check_window(window: int, longest: int | None) -> None:
+    if longest and window > longest:
+        raise UsageError(f"window: must be at most the model's {longest} positions, got {window}; shorten it")
 
 
 def _wear(student: Student, source: AdapterSource) -> AdapterSource:

@@ -1,28 +1,25 @@
 """lm-eval: tasks by the harness's own definitions, scored with our own batches. The one importer of lm_eval.
 
-The harness reads rows and prompts and decides what is right; `StudentLM` only answers log-likelihoods, from
-the logits of the continuation's rows alone and in fixed batches, since scores depend on them in bf16.
+The harness reads rows and prompts and decides what is right; `StudentLM` only answers log-likelihoods, in
+fixed batches, since scores depend on them in bf16.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lm_eval.tasks
-import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate as run_harness
 from lm_eval.tasks._yaml_loader import load_yaml
-from torch import Tensor
 
 from trainer.attempt import Diverged
 from trainer.flags import UsageError
-from trainer.perplexity import log_probs, row_chunks
+from trainer.likelihood import score_continuations
 from trainer.tasks import own_tasks, rows_file, task_file
 from trainer.text import read_rows
 
@@ -71,11 +68,10 @@ class StudentLM(TemplateLM):
         tokenizer: PreTrainedTokenizerBase,
         mode: Mode,
         batch_size: int,
-        max_length: int = 4096,
     ) -> None:
         super().__init__()
-        self.student, self.tokenizer, self.mode = student, tokenizer, mode
-        self.batch_size, self.max_length = batch_size, max_length
+        self.student, self.tokenizer, self.mode, self.batch_size = student, tokenizer, mode, batch_size
+        self.max_length = int(getattr(student.model.config, "max_position_embeddings", None) or 2048)
 
     @property
     def eot_token_id(self) -> int:
@@ -90,7 +86,7 @@ class StudentLM(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         if add_special_tokens is None:
             # A prompt that spells the first token itself gets no second one.
-            bos = self.tokenizer.decode(self.prefix_token_id)
+            bos = str(self.tokenizer.decode(self.prefix_token_id))
             if not string.startswith(bos):
                 return list(self.tokenizer.encode(string))
         return list(self.tokenizer.encode(string, add_special_tokens=bool(add_special_tokens)))
@@ -100,42 +96,11 @@ class StudentLM(TemplateLM):
         answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
         return answers
 
-    @torch.no_grad()
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """(log-likelihood, whether greedy decoding gives it) of each (context, continuation)."""
-        answers: list[tuple[float, bool]] = [(float("nan"), False)] * len(requests)
-        for batch in input_batches(requests, self.batch_size, self.max_length):
-            hidden_BTH = self.student.hidden(
-                _right_padded(list(batch), self.student.model.device), mode=self.mode
-            )
-            # Rows of all continuations of the batch, so that the head is applied to nothing else.
-            places = [
-                (row, len(inputs) - len(requests[index][2]), requests[index][2], index)
-                for row, (inputs, indices) in enumerate(batch.items())
-                for index in indices
-            ]
-            rows_NH = torch.cat(
-                [hidden_BTH[row, start : start + len(tokens)] for row, start, tokens, _ in places]
-            )
-            targets = torch.tensor([token for _, _, tokens, _ in places for token in tokens])
-            scores_N, greedy_N = self._score(rows_NH, targets.to(rows_NH.device))
-            at = 0
-            for _, _, tokens, index in places:
-                span = slice(at, at + len(tokens))
-                answers[index] = (float(scores_N[span].sum()), bool(greedy_N[span].all()))
-                at += len(tokens)
-        return answers
-
-    def _score(self, rows_NH: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        head_VH = self.student.head(self.mode)
-        scores, greedy = [], []
-        for rows in row_chunks(len(rows_NH), len(head_VH)):
-            log_NV = log_probs(rows_NH[rows], head_VH)
-            scores.append(log_NV.gather(1, targets_N[rows, None]).squeeze(1))
-            greedy.append(log_NV.argmax(dim=1) == targets_N[rows])
-        return torch.cat(scores).double().cpu(), torch.cat(greedy).cpu()
+        tokens = [(context, continuation) for _, context, continuation in requests]
+        return score_continuations(self.student, self.mode, tokens, self.batch_size, self.max_length)
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         raise UsageError(
@@ -146,31 +111,6 @@ class StudentLM(TemplateLM):
         raise UsageError(
             "tasks: only multiple-choice tasks are measured, got one that generates; leave it out"
         )
-
-
-def input_batches(
-    requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], batch_size: int, max_length: int
-) -> list[dict[tuple[int, ...], list[int]]]:
-    """Batches of at most `batch_size` inputs, longest first: {input tokens: numbers of its requests}.
-
-    Equal inputs (one-token continuations of one context) share a row. Too long ones lose their first tokens.
-    The order is by length, then tokens, so it depends on nothing but the requests.
-    """
-    inputs: dict[tuple[int, ...], list[int]] = {}
-    for index, (_, context, continuation) in enumerate(requests):
-        key = tuple((context + continuation)[-(max_length + 1) :][:-1])
-        inputs.setdefault(key, []).append(index)
-    ordered = sorted(inputs, key=lambda tokens: (-len(tokens), tokens))
-    return [
-        {tokens: inputs[tokens] for tokens in ordered[start : start + batch_size]}
-        for start in range(0, len(ordered), batch_size)
-    ]
-
-
-def _right_padded(inputs: list[tuple[int, ...]], device: torch.device) -> Tensor:
-    """int64 [batch, longest]; causal attention never looks at the padding on the right."""
-    longest = max(map(len, inputs))
-    return torch.tensor([tokens + (0,) * (longest - len(tokens)) for tokens in inputs], device=device)
 
 
 def load_benchmarks(names: list[str], task_data: str | None = None) -> list[Benchmark]:

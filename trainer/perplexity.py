@@ -65,10 +65,10 @@ def text_tokens(text: Text, tokenizer: PreTrainedTokenizerBase, limit: int | Non
 def windows(tokens: int, window: int, stride: int) -> list[Window]:
     """Windows of `window` tokens, `stride` apart, which score every token but the first exactly once.
 
-    Raises UsageError unless stride is below window: a token at a window's start has nothing before it.
+    Raises ValueError unless stride is below window: a token at a window's start has nothing before it.
     """
     if stride >= window:
-        raise UsageError(f"stride: must be below the window {window}, got {stride}; half of it is usual")
+        raise ValueError(f"stride: must be below the window {window}, got {stride}; half of it is usual")
     found: list[Window] = []
     scored = 1  # the first token has nothing before it
     for start in range(0, tokens, stride):
@@ -144,12 +144,14 @@ class TextScorer:
 def _kl(log_p_NV: Tensor, log_s_NV: Tensor) -> Tensor:
     """KL(P ‖ S) of each row; consumes both."""
     difference_NV = torch.sub(log_p_NV, log_s_NV, out=log_s_NV)
-    return torch.linalg.vecdot(log_p_NV.exp_(), difference_NV)
+    result: Tensor = torch.linalg.vecdot(log_p_NV.exp_(), difference_NV)
+    return result
 
 
 def log_probs(hidden_NH: Tensor, head_VH: Tensor) -> Tensor:
     """Log-probabilities [rows, vocabulary], float32; projected in the model's dtype, as deployed."""
-    return torch.log_softmax(F.linear(hidden_NH, head_VH).float(), dim=-1)
+    result: Tensor = torch.log_softmax(F.linear(hidden_NH, head_VH).float(), dim=-1)
+    return result
 
 
 def row_chunks(rows: int, vocabulary: int) -> Iterator[slice]:

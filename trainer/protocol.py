@@ -44,6 +44,10 @@ def plan(config: EvalConfig, base: TrainConfig, device: str, models_dir: Path | 
     """
     tasks = tuple(dict.fromkeys(task for task in config.tasks if task != "none"))
     text = None if config.perplexity_dataset == "none" else load_text(config.perplexity_dataset)
+    if text and config.stride >= config.window:
+        raise UsageError(
+            f"stride: must be below the window {config.window}, got {config.stride}; half of it is usual"
+        )
     if not tasks and text is None:
         raise UsageError(
             "tasks: nothing is measured, got no task and no perplexity_dataset; give one of them"

@@ -304,6 +304,36 @@ def test_damaged_results_are_said_and_not_guessed(config: EvalConfig, place: Eva
         evaluate(config, place)
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        pytest.param(
+            {"stride": 128}, "stride: must be below the window 128, got 128", id="a stride too long"
+        ),
+        pytest.param(
+            {"tasks": ["none"], "perplexity_dataset": "none"}, "nothing is measured", id="no measure"
+        ),
+        pytest.param({"task_data": "nowhere"}, "task_data: no such folder", id="a data folder not there"),
+        pytest.param({"tasks": ["gone.yaml"]}, "no such task file", id="a task file not there"),
+    ],
+)
+def test_faults_of_the_measure_are_said_before_a_model_loads(
+    changes: dict[str, Any],
+    says: str,
+    config: EvalConfig,
+    place: EvalPlace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trainer.models, "load_model", no_model)
+    with pytest.raises(ValueError, match=says):
+        evaluate(config.model_copy(update=changes), place)
+
+
+def test_a_window_beyond_the_models_positions_is_refused(config: EvalConfig, place: EvalPlace) -> None:
+    with pytest.raises(UsageError, match="window: must be at most the model's 256 positions, got 512"):
+        evaluate(config.model_copy(update={"window": 512}), place)
+
+
 def test_find_adapter_prefers_the_result_then_the_newest_checkpoint(sweep: Path) -> None:
     run = sweep / RUNS[0]
     for step in (4, 12):
@@ -422,6 +452,13 @@ def test_resolve_base_takes(
 
 def test_check_codes_lets_runs_without_a_hash_pass() -> None:
     check_codes([source("a")], "f" * 64)
+
+
+def test_an_evaluation_of_nothing_is_refused(config: EvalConfig, place: EvalPlace, sweep: Path) -> None:
+    base = resolve_base(config, find_adapters(config.lora_paths))
+    nothing = {"lora_paths": [], "eval_teacher": False, "eval_ptq": False, "model_name": base.model_name}
+    with pytest.raises(UsageError, match="got no adapter and no baseline"):
+        evaluate(config.model_copy(update=nothing), place)
 
 
 def test_clock_counts_parts_and_never_goes_below_zero(capsys: pytest.CaptureFixture[str]) -> None:

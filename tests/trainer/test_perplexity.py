@@ -150,7 +150,7 @@ def test_windows_score_every_token_but_the_first_once_and_with_context(tokens: i
 
 
 def test_windows_refuse_a_stride_that_leaves_no_context() -> None:
-    with pytest.raises(UsageError, match="stride: must be below the window 64, got 64"):
+    with pytest.raises(ValueError, match="stride: must be below the window 64, got 64"):
         windows(100, 64, 64)
 
 

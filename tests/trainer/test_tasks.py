@@ -18,7 +18,8 @@ import torch
 from trainer.attempt import Diverged
 from trainer.config import TrainConfig
 from trainer.flags import UsageError
-from trainer.harness import StudentLM, input_batches, load_benchmarks, run
+from trainer.harness import StudentLM, load_benchmarks, run
+from trainer.likelihood import input_batches
 from trainer.student import Student, build_student
 from trainer.tasks import FOLDER, own_tasks, source_sha256
 from trainer.text import read_rows
@@ -192,12 +193,7 @@ def test_a_task_file_of_ones_own_runs(
 
 
 def test_equal_inputs_share_a_row_and_batches_depend_on_nothing_but_the_requests() -> None:
-    requests = [
-        (("", ""), [1, 2], [3]),
-        (("", ""), [5], [6, 7]),
-        (("", ""), [1, 2], [4]),
-        (("", ""), [9], [9]),
-    ]
+    requests = [([1, 2], [3]), ([5], [6, 7]), ([1, 2], [4]), ([9], [9])]
     assert input_batches(requests, 2, 100) == [{(1, 2): [0, 2], (5, 6): [1]}, {(9,): [3]}]
     assert input_batches(requests, 2, 1) == [{(2,): [0, 2], (6,): [1]}, {(9,): [3]}]
 
