@@ -32,7 +32,8 @@ LAYERS = [
 
 DOORS = {
     "kubernetes": ("orchestrator/cluster/kube/", "orchestrator/render/schema.py"),
-    "jinja2": ("orchestrator/render/",),
+    # trainer/data.py knows only the error that a model's own chat template raises.
+    "jinja2": ("orchestrator/render/", "trainer/data.py"),
     "typer": ("orchestrator/cli.py",),
     "bitsandbytes": ("trainer/quant.py", "trainer/bnb"),
     "peft": ("trainer/adapter.py",),

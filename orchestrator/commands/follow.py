@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from orchestrator import live, screen
 from orchestrator.client.session import Session
-from orchestrator.client.wait import INTERRUPTED, start_controller, wait
+from orchestrator.client.wait import INTERRUPTED, exit_code, start_controller, wait
 from orchestrator.client.why import why
 from orchestrator.commands.measured import results_of
 from orchestrator.controller.status import RunState
@@ -25,8 +25,12 @@ def leave(session: Session, name: str) -> str:
 def follow(session: Session, name: str, again: str) -> int:
     """Stay until nothing is left to do, then show the results and why runs failed; the exit code."""
     out = screen.console()
-    with live.view(out, slots=session.slots(name)) as view:
-        code = wait(session, name, view)
+    if session.settled(session.sweep(name)):
+        out.print("nothing to do")
+        code = exit_code(session, name)
+    else:
+        with live.view(out, slots=session.slots(name)) as view:
+            code = wait(session, name, view)
     if code == INTERRUPTED:
         out.print(
             f"to go on where it was, run the same command again: {session.orch} {again}", soft_wrap=True

@@ -223,6 +223,7 @@ def test_submit_of_what_is_done_shows_the_table_at_once(
         _measured(cluster, file, run)
     said = orch("submit", file, "--wait")
     assert said.code == 0
+    assert said.out.splitlines()[1] == "nothing to do"
     assert "lr1e5 · adapter" in said.out
     assert list((cluster.root / "jobs").glob("*")) == [], "no Job was made"
 
