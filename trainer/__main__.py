@@ -8,11 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from types import FrameType
 
 from trainer import flags, folder
 from trainer.attempt import Diverged, FenceLost, Preempted, StopSignal, write_record
@@ -47,9 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--help" in words or "-h" in words:
         print(flags.usage(command, *KINDS[command]))  # noqa: T201
         return 0
-    switches = {
-        name for name in ("--dry-run", "--print-config") for word in words if word.replace("_", "-") == name
-    }
+    known = ("--dry-run", "--print-config") if command == "train" else ("--print-config",)
+    switches = {word.replace("_", "-") for word in words} & set(known)
     rest = [word for word in words[1:] if word.replace("_", "-") not in switches]
     try:
         settings = flags.parse(rest, *KINDS[command])
@@ -96,6 +93,9 @@ def _train(settings: list[Settings], words: list[str], dry_run: bool) -> int:
 def _train_here(config: TrainConfig, place: TrainPlace, dry_run: bool) -> Record | None:
     # First: a SIGTERM while libraries load must still end with a code of ours.
     stop = StopSignal().install()
+    if place.deterministic:
+        # cuBLAS reads it when CUDA starts, and refuses deterministic products without it.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     from trainer.distributed import join_world, leave_world
     from trainer.dryrun import describe
     from trainer.setup import prepare
@@ -105,23 +105,20 @@ def _train_here(config: TrainConfig, place: TrainPlace, dry_run: bool) -> Record
     try:
         session = prepare(config, place, world, stop)
         if dry_run:
-            print(describe(session))  # noqa: T201
+            if world.is_main:
+                print(describe(session))  # noqa: T201
             return None
         session.watchdog.start()
-        record = train(session)
-        session.watchdog.stop()
-        return record if world.is_main else None
+        try:
+            return train(session)
+        finally:
+            session.watchdog.stop()
     finally:
         leave_world()
 
 
-def _stop_at_once(signum: int, frame: FrameType | None) -> None:
-    raise Preempted("stopped by a signal; what is measured or fetched already is kept")
-
-
 def _other(command: str, settings: list[Settings]) -> int:
-    # Their results are published one by one, so that any moment is a safe point.
-    signal.signal(signal.SIGTERM, _stop_at_once)
+    StopSignal().install()  # never deferred: results are published one by one
     if command == "fetch":
         (fetching,) = settings
         assert isinstance(fetching, FetchConfig)
@@ -174,17 +171,15 @@ def exit_code(error: BaseException) -> ExitCode:
         return ExitCode.DATA
     if name == "OutOfMemoryError":
         return ExitCode.CUDA_OOM
-    if isinstance(error, ValueError):
-        # UsageError, ModelError and the checks of sizes and adapters: what the user asked for cannot be.
-        return ExitCode.USAGE if type(error) is not ValueError or ": " in str(error) else ExitCode.INTERNAL
+    if name in ("UsageError", "ModelError") or (type(error) is ValueError and ": " in str(error)):
+        # Plain ones are our checks of sizes and adapters: what the user asked for cannot be.
+        return ExitCode.USAGE
     return ExitCode.INTERNAL
 
 
 def _end(stage: Stage, run_id: str | None, code: ExitCode, text: str, config: TrainConfig | None) -> int:
     sys.stderr.write(text.rstrip() + "\n")
-    # One record for a run: a second rank would overwrite the first one's evidence.
-    if os.environ.get("RANK", "0") == "0":
-        write_record(_failed(stage, run_id, code, text, config))
+    write_record(_failed(stage, run_id, code, text, config))
     return code
 
 

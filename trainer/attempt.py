@@ -44,10 +44,20 @@ class Diverged(Exception):
 
 
 class StopSignal:
-    """Whether SIGTERM (or Ctrl-C) arrived; `check()` is the safe point."""
+    """Whether SIGTERM (or Ctrl-C) arrived; `check()` is the safe point.
+
+    Until `defer()` any moment is one: nothing is lost while libraries and models load, or where results
+    are published one by one.
+    """
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._deferred = False
+
+    def defer(self) -> None:
+        """From now on end at safe points alone."""
+        self._deferred = True
+        self.check()
 
     def install(self) -> StopSignal:
         signal.signal(signal.SIGTERM, self._on_signal)
@@ -56,6 +66,8 @@ class StopSignal:
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self._event.set()
+        if not self._deferred:
+            raise Preempted("stopped by a signal before anything was to be kept")
 
     @property
     def is_set(self) -> bool:
@@ -134,13 +146,19 @@ def write_record(record: Record) -> None:
     """The record as termination message: one write in place, for the file is a mount that no rename replaces.
 
     A message that cannot be written must not turn a finished run into a failed one: it is said and left.
+    Results that do not fit are left out; they lie on the volume.
     """
     path = os.environ.get(TERMINATION_LOG_ENV)
     if not path:
         return
     try:
+        data = dump_record(record)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        data = dump_record(record.model_copy(update={"variants": [], "error": str(error)}))
+    try:
         with open(path, "wb") as file:
-            file.write(dump_record(record))
+            file.write(data)
     except OSError as error:
         sys.stderr.write(f"{path}: the record cannot be written, got {error}\n")
 

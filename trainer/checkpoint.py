@@ -59,8 +59,13 @@ def save(folder: RunFolder, state: State, config: TrainConfig, digest: str) -> P
         (aside / STATE).write_text(json.dumps(about, indent=1))
         hashes = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
         (aside / HASHES).write_text(json.dumps(hashes, indent=1))
-    for old in folder.checkpoints()[config.save_total_limit :]:
-        shutil.rmtree(old, ignore_errors=True)
+    # Higher steps are damaged or abandoned ones: this run is here, and they must not push it out.
+    kept = [old for old in folder.checkpoints() if int(old.name[11:]) <= state.step][
+        : config.save_total_limit
+    ]
+    for old in folder.checkpoints():
+        if old not in kept:
+            shutil.rmtree(old, ignore_errors=True)
     return path
 
 

@@ -1,4 +1,4 @@
-"""Every trainer setting: what a run is (`TrainConfig`), where it runs (`TrainPlace`), how it is measured (`EvalConfig`).
+"""Every trainer setting: what a run is, where it runs, how it is measured.
 
 Torch-free. A run's identity is its TrainConfig and nothing else; places, devices and tags never enter it.
 """
@@ -173,7 +173,7 @@ class EvalConfig(Settings):
     perplexity_dataset: str = Field(
         "wikitext", description="wikitext, pydoc_topics, a local .txt file, or none."
     )
-    perplexity_tokens: Int | None = Field(None, ge=64, description="Tokens of it; default all.")
+    perplexity_tokens: Int | None = Field(None, ge=256, description="Tokens of it; default all.")
     window: Int = Field(1024, ge=32, description="Perplexity window, in tokens.")
     stride: Int = Field(512, ge=16, description="Tokens each window adds.")
 

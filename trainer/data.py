@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -78,22 +79,30 @@ def _local_rows(path: Path, suffix: str) -> Rows:
     if suffix == ".parquet":
         from datasets import Dataset
 
-        rows: Rows = Dataset.from_parquet(str(path))
+        try:
+            rows: Rows = Dataset.from_parquet(str(path))
+        except Exception as error:
+            raise DataError(f"dataset {path}: is no parquet file, got {type(error).__name__}") from error
         return rows
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"dataset {path}: is no UTF-8 text, got {error.reason}; write it as UTF-8") from error
+    return _parsed(path, lines)
+
+
+def _parsed(path: Path, lines: Sequence[str]) -> list[dict[str, Any]]:
     parsed: list[dict[str, Any]] = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"dataset {path}:{number}: is no JSON, got {error.msg}; mend the line"
-                ) from error
-            if not isinstance(row, dict):
-                raise DataError(f"dataset {path}:{number}: must be a JSON object, got {type(row).__name__}")
-            parsed.append(row)
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"dataset {path}:{number}: is no JSON, got {error.msg}; mend the line") from error
+        if not isinstance(row, dict):
+            raise DataError(f"dataset {path}:{number}: must be a JSON object, got {type(row).__name__}")
+        parsed.append(row)
     return parsed
 
 
@@ -107,17 +116,23 @@ class TrainData:
     """The training sequence: `data[position]` is the example at a place of the global order.
 
     Rows are tokenised only as far as the run reaches into them; later epochs permute the examples found.
-    `seen` and `dropped` count rows. Raises DataError when more than 5 % of the rows are of no use.
+    `seen` and `dropped` count rows; `check` is called for every 256 of them. Raises DataError when more
+    than 5 % of the rows are of no use, or surely will be: three standard errors above that so far.
     """
 
     def __init__(
-        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, heldout: bool = True
+        self,
+        rows: Rows,
+        tokenizer: PreTrainedTokenizerBase,
+        config: TrainConfig,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         if len(rows) == 0:
             raise DataError(f"dataset {config.dataset_name}: must have rows, got none")
         self.rows, self.tokenizer, self.config = rows, tokenizer, config
         self.seen, self.dropped, self.heldout = 0, 0, 0
-        self._skip_heldout = heldout and len(rows) > HELDOUT_ONE_IN
+        self._check = check
+        self._skip_heldout = len(rows) > HELDOUT_ONE_IN
         self._reasons: dict[str, int] = {}
         self._examples: list[Example] = []
         self._order = permutation(config.seed, 0, len(rows))
@@ -150,7 +165,11 @@ class TrainData:
         # A long text gives many windows in reading order: mix what was found together.
         mixed = permutation(self.config.seed, 0, len(found), block=1 + start)
         self._examples += [found[int(place)] for place in mixed]
-        if self.dropped > MAX_DROPPED_SHARE * self.seen:
+        self._check()
+        allowed = MAX_DROPPED_SHARE * self.seen
+        if self.seen < len(self.rows):
+            allowed += 3 * math.sqrt(allowed * (1 - MAX_DROPPED_SHARE))
+        if self.dropped > allowed:
             raise self._too_many_dropped()
 
     def _too_many_dropped(self) -> DataError:
@@ -197,8 +216,13 @@ def _chat_tokens(messages: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[lis
     last = max((i for i, m in enumerate(messages) if m.get("role") == "assistant"), default=None)
     if last is None or last == 0:
         raise DataError("no assistant message that answers something")
-    prompt = tokenizer.apply_chat_template(messages[:last], add_generation_prompt=True, tokenize=False)
-    whole = tokenizer.apply_chat_template(messages[: last + 1], tokenize=False)
+    from jinja2 import TemplateError
+
+    try:
+        prompt = tokenizer.apply_chat_template(messages[:last], add_generation_prompt=True, tokenize=False)
+        whole = tokenizer.apply_chat_template(messages[: last + 1], tokenize=False)
+    except (TemplateError, ValueError) as error:
+        raise DataError(f"the chat template refuses it ({str(error).splitlines()[0]})") from error
     if not whole.startswith(prompt):
         raise DataError("the chat template does not extend its own prompt")
     # Cut as text first: tokens of prompt + completion in one go could merge across the border.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trainer.config import TrainConfig
+from trainer.data import MIN_COMPLETION_ROOM
+
 if TYPE_CHECKING:
     from trainer.train import Session
 
@@ -20,7 +23,7 @@ def describe(session: Session) -> str:
         f"model {config.model_name}: {frozen:,} frozen and {trained:,} trained parameters",
         f"base {config.quant_type}, codes {session.student.codes_sha256[:12]}",
         f"steps {config.max_steps}, {config.global_batch} sequences each, at most "
-        f"{config.max_steps * config.global_batch * config.max_length:,} tokens",
+        f"{config.max_steps * config.global_batch * longest(config):,} tokens",
         "memory estimate, GiB: "
         + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
         + f"; in all {sum(parts.values()) / 2**30:.2f}",
@@ -32,6 +35,13 @@ def describe(session: Session) -> str:
     for mark, ids in ((" ", example.prompt), ("*", example.completion)):
         lines += [f"{mark} {token:>7} {session.tokenizer.decode([token])!r}" for token in ids]
     return "\n".join(lines)
+
+
+def longest(config: TrainConfig) -> int:
+    """The longest sequence: rollouts follow any prompt that leaves room in max_length, and go beyond it."""
+    sampled = config.lmbda > 0 or config.seq_kd
+    rollout = config.max_length - MIN_COMPLETION_ROOM + config.max_new_tokens
+    return max(config.max_length, rollout if sampled else 0)
 
 
 def memory_estimate(session: Session) -> dict[str, float]:
@@ -47,7 +57,7 @@ def memory_estimate(session: Session) -> dict[str, float]:
     trained = sum(parameter.numel() for parameter in session.student.lora_parameters())
     frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
     linears = sum(linear.base.numel() for linear in session.student.linears.values())
-    tokens = config.per_device_train_batch_size // session.place.micro_batch_split * config.max_length
+    tokens = config.per_device_train_batch_size // session.place.micro_batch_split * longest(config)
     kept = 1 if config.gradient_checkpointing else 34
     return {
         "teacher": frozen * itemsize,

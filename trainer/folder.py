@@ -18,7 +18,10 @@ def run_folder(config: TrainConfig, place: TrainPlace) -> RunFolder:
 
 def finished(config: TrainConfig, place: TrainPlace) -> Record | None:
     """The done record of this very config, when its folder has one: needs no torch."""
-    found = read_json(run_folder(config, place).done)
+    try:
+        found = read_json(run_folder(config, place).done)
+    except ValueError:
+        return None  # a damaged mark marks nothing
     if not found or found.get("config_digest") != digest(config):
         return None
     # A done mark without its adapter is no result: train again from what is there.
@@ -36,6 +39,8 @@ def check_folder(config: TrainConfig, place: TrainPlace) -> str | None:
         probe = folder.root / f".probe-{os.getpid()}"
         probe.touch()
         probe.unlink()
+    except ValueError as error:
+        return f"{folder.run}: is damaged, got {error}; remove it if the run may start anew"
     except OSError as error:
         return f"{folder.root}: cannot be written, got {error.strerror}; give another --output-dir"
     if found and found.get("digest") != digest(config):

@@ -1,73 +1,118 @@
-"""One process for each GPU: starts the ranks, forwards signals, keeps the exit code. Torch-free.
+"""One process for each GPU: starts the ranks, forwards signals, keeps exit code and record. Torch-free.
 
 accelerate launch and torchrun turn a child's 75 into 1, and accelerate leaves its child alone on SIGTERM.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 
+from trainer.flags import UsageError
+from trainer.layout import TERMINATION_LOG_ENV
 from trainer.results import ExitCode
 
 GRACE_S = 30.0
 """How long the other ranks may take to end once one has failed."""
+CAUSES = (ExitCode.CUDA_OOM, ExitCode.DIVERGED, ExitCode.STALLED, ExitCode.DATA, ExitCode.USAGE)
+"""Ends that are a cause of their own; the other ranks then end with 70 or 75 for want of their peer."""
 
 
 def launch(argv: Sequence[str], nproc: int) -> int:
-    """Run `python -m trainer argv` as `nproc` ranks and return the exit code of the one that failed first.
+    """Run `python -m trainer argv` as `nproc` ranks; returns the exit code of the rank that was the cause.
 
-    SIGTERM and SIGINT reach every rank; when a rank fails the others get SIGTERM, after 30 s SIGKILL.
+    SIGTERM and SIGINT reach every rank; when a rank fails the others get SIGTERM, after 30 s SIGKILL. Each
+    rank writes a record of its own, and the cause's becomes the run's.
     """
-    port = _free_port()
-    children = [
-        subprocess.Popen([sys.executable, "-m", "trainer", *argv], env=_environment(rank, nproc, port))
-        for rank in range(nproc)
-    ]
+    children: dict[int, int] = {}
 
     def forward(signum: int, frame: FrameType | None) -> None:
-        for child in children:
-            child.send_signal(signal.SIGTERM)
+        _signal(children, signal.SIGTERM)
 
+    # Before the ranks: a signal that comes between must not orphan them.
     signal.signal(signal.SIGTERM, forward)
     signal.signal(signal.SIGINT, forward)
-    return _wait(children)
+    port = _free_port()
+    with tempfile.TemporaryDirectory(prefix="orch-ranks-") as records:
+        for rank in range(nproc):
+            environment = _environment(rank, nproc, port, Path(records))
+            command = [sys.executable, "-m", "trainer", *argv]
+            child = subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent)
+            children[child.pid] = rank
+        codes = _wait(children)
+        rank = cause(codes)
+        _publish(Path(records) / str(rank))
+    return codes[rank]
 
 
-def _wait(children: list[subprocess.Popen[bytes]]) -> int:
-    pending = {child.pid: child for child in children}
-    first = 0
-    while pending:
-        pid, status = os.wait()
-        child = pending.pop(pid, None)
-        if child is None:
-            continue
-        code = os.waitstatus_to_exitcode(status)
-        child.returncode = code
-        if code != 0 and first == 0:
-            first = code
-            for other in pending.values():
-                other.send_signal(signal.SIGTERM)
-            _kill_after_grace(list(pending.values()))
-    return first if first >= 0 else 128 - first
+def cause(codes: Mapping[int, int]) -> int:
+    """The rank whose end explains the others': causes first, then kills, then 70, then 75, then done."""
+
+    def order(rank: int) -> tuple[int, int]:
+        code = codes[rank]
+        if code in CAUSES:
+            return CAUSES.index(ExitCode(code)), rank
+        ranks = {ExitCode.INTERNAL: 11, ExitCode.AGAIN: 12, ExitCode.DONE: 13}
+        return ranks.get(code, 10), rank  # type: ignore[call-overload]
+
+    return min(codes, key=order)
 
 
-def _kill_after_grace(children: list[subprocess.Popen[bytes]]) -> None:
+def _wait(children: dict[int, int]) -> dict[int, int]:
+    """Exit code by rank; ranks that only our own SIGKILL ended count as 75."""
+    codes: dict[int, int] = {}
+    killed: set[int] = set()
+
     def kill(signum: int, frame: FrameType | None) -> None:
-        for child in children:
-            if child.returncode is None:
-                os.kill(child.pid, signal.SIGKILL)
+        killed.update(children.values())
+        _signal(children, signal.SIGKILL)
 
     signal.signal(signal.SIGALRM, kill)
-    signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+    while children:
+        pid, status = os.wait()
+        if pid not in children:
+            continue
+        rank = children.pop(pid)
+        code = os.waitstatus_to_exitcode(status)
+        codes[rank] = ExitCode.AGAIN if rank in killed else (code if code >= 0 else 128 - code)
+        if code != 0 and children:
+            _signal(children, signal.SIGTERM)
+            signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return codes
 
 
-def _environment(rank: int, nproc: int, port: int) -> dict[str, str]:
+def _signal(children: Mapping[int, int], signum: int) -> None:
+    """To every rank; never through Popen, whose poll() would reap what os.wait() waits for."""
+    for pid in list(children):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signum)
+
+
+def _end_with_parent() -> None:
+    """Have Linux send SIGTERM to this rank when the launcher dies, however it dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _publish(record: Path) -> None:
+    """The rank's record as the run's, in one write in place."""
+    path = os.environ.get(TERMINATION_LOG_ENV)
+    if path and record.is_file():
+        with open(path, "wb") as file:
+            file.write(record.read_bytes())
+
+
+def _environment(rank: int, nproc: int, port: int, records: Path) -> dict[str, str]:
     threads = max(1, (os.cpu_count() or 1) // nproc)
     return {
         "OMP_NUM_THREADS": str(threads),
@@ -77,6 +122,7 @@ def _environment(rank: int, nproc: int, port: int) -> dict[str, str]:
         "WORLD_SIZE": str(nproc),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        TERMINATION_LOG_ENV: str(records / str(rank)),
     }
 
 
@@ -92,8 +138,8 @@ def is_rank() -> bool:
 
 
 def world_size() -> int:
-    """Number of processes that a launcher's environment names; 1 without one."""
-    try:
-        return int(os.environ.get("WORLD_SIZE", "1"))
-    except ValueError:
-        return ExitCode.USAGE
+    """Number of processes that a launcher's environment names; 1 without one. Raises UsageError."""
+    value = os.environ.get("WORLD_SIZE", "1")
+    if not value.isdigit() or int(value) < 1:
+        raise UsageError(f"WORLD_SIZE: must be a positive number, got {value!r}; let the launcher set it")
+    return int(value)

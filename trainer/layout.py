@@ -5,7 +5,7 @@ Torch-free. A folder or file that exists under its final name is complete; the d
     dump/
       .models/<key>/               a fetched or converted model
       .baselines/<hash>/           teacher.json, ptq.json: shared by all sweeps that measure the same
-      .teacher/<hash>.jsonl        completions written by a teacher (seq_kd)
+      .teacher/<hash>/<xx>/*.json  completions written by a teacher (seq_kd), one a prompt
       .orch/                       state of the local cluster
       <sweep>/<run id>/            a run: everything below
         owner.json                 who may write here (the fence)
@@ -127,6 +127,18 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
+def write_json_once(path: Path, value: Any) -> None:
+    """Publish a JSON file unless one of that name exists: the first writer wins."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        write_json(aside, value)
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill aside, which appears as `path` only when the block ends without error.
@@ -156,6 +168,15 @@ def new_folder(path: Path) -> Iterator[Path]:
         fsync_folder(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_asides(folder: Path) -> None:
+    """Remove what writers that were killed left unfinished in `folder`: only its owner may."""
+    for aside in folder.glob(".*"):
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
 
 
 def fsync_folder(path: Path) -> None:

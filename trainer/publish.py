@@ -44,13 +44,7 @@ def start_run(session: Session, resumed_from: int | None) -> None:
             "overrides": overrides(session),
             "base": {"name": config.model_name, "revision": config.model_revision},
             "codes_sha256": session.student.codes_sha256,
-            "dataset": {
-                "name": config.dataset_name,
-                "revision": config.dataset_revision,
-                "rows_seen": session.data.seen,
-                "rows_dropped": session.data.dropped,
-                "rows_heldout": session.data.heldout,
-            },
+            "dataset": _dataset(session),
             "versions": versions(),
             "started": before.get("started", time.time()),
             "attempts": before.get("attempts", 0) + 1,
@@ -72,7 +66,8 @@ def publish(session: Session, summary: TrainSummary) -> Record:
         weights = hashlib.sha256((aside / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
     write_json(folder.samples, samples)
     about = read_json(folder.run) or {}
-    write_json(folder.run, {**about, "status": "done", "finished": time.time(), "adapter_sha256": weights})
+    about |= {"status": "done", "finished": time.time(), "adapter_sha256": weights}
+    write_json(folder.run, {**about, "dataset": _dataset(session)})
     record = Record(
         stage="train",
         status="done",
@@ -85,6 +80,17 @@ def publish(session: Session, summary: TrainSummary) -> Record:
     )
     write_json(folder.done, record.model_dump(mode="json", exclude_none=True))
     return record
+
+
+def _dataset(session: Session) -> dict[str, Any]:
+    """Which data, and how many of its rows this attempt looked at, dropped and held out so far."""
+    return {
+        "name": session.config.dataset_name,
+        "revision": session.config.dataset_revision,
+        "rows_seen": session.data.seen,
+        "rows_dropped": session.data.dropped,
+        "rows_heldout": session.data.heldout,
+    }
 
 
 def sample_completions(session: Session) -> list[dict[str, Any]]:

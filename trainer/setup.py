@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from trainer.data import TrainData, load_rows
 from trainer.distributed import World
 from trainer.folder import run_folder
 from trainer.layout import RunFolder
-from trainer.models import load_model, load_tokenizer
+from trainer.models import load_model, load_tokenizer, model_fingerprint
 from trainer.results import ExitCode, Record
 from trainer.rollout import stop_tokens
 from trainer.student import build_student
@@ -30,17 +29,21 @@ def prepare(config: TrainConfig, place: TrainPlace, world: World, stop: StopSign
     folder = run_folder(config, place)
     models_dir = Path(place.models_dir) if place.models_dir else None
     tokenizer = load_tokenizer(config.model_name, config.model_revision, models_dir)
-    data = TrainData(load_rows(config), tokenizer, config)
+    watchdog = _watchdog(place, config)
+
+    def check() -> None:
+        watchdog.beat()
+        # Between steps the processes stop together; here each may stop for itself before they meet.
+        if world.size == 1:
+            stop.check()
+
+    data = TrainData(load_rows(config), tokenizer, config, check)
     data[config.global_batch - 1]  # bad data is said before a model is loaded
-    stop.check()
     model = load_model(
         config.model_name, config.model_revision, config.mixed_precision, models_dir, world.device
     )
     student = build_student(model, config)
     stops = stop_tokens(student, tokenizer.eos_token_id)
-    fence = Fence(folder)
-    if world.is_main:
-        fence.take()
     return Session(
         config=config,
         place=place,
@@ -50,10 +53,16 @@ def prepare(config: TrainConfig, place: TrainPlace, world: World, stop: StopSign
         tokenizer=tokenizer,
         data=data,
         stops=stops,
-        teacher=TeacherCompletions(student, config, stops, _teacher_root(folder)),
-        fence=fence,
+        teacher=TeacherCompletions(
+            student,
+            config,
+            stops,
+            _teacher_root(folder),
+            model_fingerprint(config.model_name, config.model_revision, models_dir) if config.seq_kd else "",
+        ),
+        fence=Fence(folder),
         stop=stop,
-        watchdog=_watchdog(place, world, config),
+        watchdog=watchdog,
     )
 
 
@@ -62,19 +71,16 @@ def _teacher_root(folder: RunFolder) -> Path:
     return dump / ".teacher"
 
 
-def _watchdog(place: TrainPlace, world: World, config: TrainConfig) -> Watchdog:
+def _watchdog(place: TrainPlace, config: TrainConfig) -> Watchdog:
     def on_stall(what: str) -> None:
-        if world.is_main:
-            code = ExitCode.STALLED
-            write_record(
-                Record(
-                    stage="train",
-                    status="failed",
-                    exit_code=code,
-                    run_id=place.run_id,
-                    config_digest=digest(config),
-                    error=f"{what} in {threading.main_thread().name}",
-                )
-            )
+        record = Record(
+            stage="train",
+            status="failed",
+            exit_code=ExitCode.STALLED,
+            run_id=place.run_id,
+            config_digest=digest(config),
+            error=what,
+        )
+        write_record(record)
 
     return Watchdog(place.stall_minutes * 60, on_stall)

@@ -184,6 +184,7 @@ def build_student(model: PreTrainedModel, config: TrainConfig) -> Student:
     rounds the rotary frequencies, which is another model. Raises ValueError when `group_size` does not
     divide a width.
     """
+    _check_head(model)
     if config.quant_type in GROUPED:
         check_divides(model, config.group_size, config.quantize_lm_head)
     model.requires_grad_(False)
@@ -202,6 +203,20 @@ def build_student(model: PreTrainedModel, config: TrainConfig) -> Student:
         _recompute_activations(model)
     model.train(config.gradient_checkpointing)
     return Student(model, config, switch, codes.hexdigest())
+
+
+def _check_head(model: PreTrainedModel) -> None:
+    """Raise ValueError for models whose logits are more than hidden @ head.T: loss and sampling take that."""
+    text = model.config.get_text_config()
+    scales = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+    found = [name for name in scales if getattr(text, name, None) not in (None, 1, 1.0)]
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        found.append("a bias of the head")
+    if found:
+        raise ValueError(
+            f"model: logits must be a plain product with the head, got {', '.join(found)}; "
+            "this architecture is not supported"
+        )
 
 
 def _recompute_activations(model: PreTrainedModel) -> None:

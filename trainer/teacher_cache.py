@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from trainer.config import TrainConfig
 from trainer.counters import Stream
 from trainer.data import Example
-from trainer.layout import read_json, write_json
+from trainer.layout import read_json, write_json_once
 from trainer.rollout import Draw, Sampler, sample
 
 if TYPE_CHECKING:
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 class TeacherCompletions:
     """The teacher's completion of each example.
 
-    The noise is keyed by the prompt's hash, so a completion depends on the prompt and the settings alone
-    and can be kept for every run that has both.
+    The noise is keyed by the prompt's hash, so a completion can be kept for every run with the same
+    teacher and settings. The first one written is everybody's: logits, and so tokens at ties, may depend
+    on the batch they were computed in.
     """
 
-    def __init__(self, student: Student, config: TrainConfig, stops: frozenset[int], root: Path) -> None:
+    def __init__(
+        self, student: Student, config: TrainConfig, stops: frozenset[int], root: Path, fingerprint: str
+    ) -> None:
         self._student = student
         self._sampler = Sampler(
             seed=config.seed,
@@ -36,8 +39,7 @@ class TeacherCompletions:
             stops=stops,
         )
         settings = [
-            config.model_name,
-            config.model_revision,
+            fingerprint,
             config.mixed_precision,
             config.seed,
             config.temperature,
@@ -51,17 +53,14 @@ class TeacherCompletions:
         self, examples: Sequence[Example], check: Callable[[], None] = lambda: None
     ) -> list[tuple[int, ...]]:
         """The completions, from the cache where it has them; new ones are sampled in one batch and kept."""
-        known = [self._read(example) for example in examples]
-        missing = [example for example, found in zip(examples, known, strict=True) if found is None]
-        if missing:
-            draws = [Draw(0, int(example.content_hash[:15], 16)) for example in missing]
-            prompts = [example.prompt for example in missing]
-            written = iter(sample(self._student, prompts, draws, self._sampler, "teacher", check))
-            known = [tuple(next(written)) if found is None else found for found in known]
-            for example, completion in zip(examples, known, strict=True):
-                if example in missing and completion is not None:
-                    write_json(self._file(example), {"v": 1, "completion": list(completion)})
-        return [completion for completion in known if completion is not None]
+        if any(self._read(example) is None for example in examples):
+            # All of them, whatever is known: a resume must compute in the batch of the undisturbed run.
+            draws = [Draw(0, int(example.content_hash[:15], 16)) for example in examples]
+            prompts = [example.prompt for example in examples]
+            written = sample(self._student, prompts, draws, self._sampler, "teacher", check)
+            for example, completion in zip(examples, written, strict=True):
+                write_json_once(self._file(example), {"v": 1, "completion": completion})
+        return [completion for example in examples if (completion := self._read(example)) is not None]
 
     def _file(self, example: Example) -> Path:
         name = example.content_hash

@@ -6,6 +6,7 @@ tokens divided by their number in the whole step, one AdamW update, a line of me
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -17,20 +18,13 @@ from typing import Any
 import torch
 
 from trainer import checkpoint
-from trainer.attempt import (
-    Diverged,
-    Fence,
-    Preempted,
-    StopSignal,
-    Watchdog,
-    mark_ready,
-    report,
-)
+from trainer.attempt import Diverged, Fence, Preempted, StopSignal, Watchdog, mark_ready, report
 from trainer.config import TrainConfig, TrainPlace, digest
 from trainer.counters import Stream, is_on_policy
 from trainer.data import Example, TrainData, collate, micro_batches
 from trainer.distributed import World
-from trainer.layout import RunFolder
+from trainer.flags import UsageError
+from trainer.layout import RunFolder, read_json, remove_asides, write_bytes
 from trainer.losses import fused_jsd
 from trainer.publish import publish, start_run
 from trainer.results import Progress, Record, TrainSummary
@@ -58,6 +52,17 @@ class Session:
     stop: StopSignal
     watchdog: Watchdog
 
+    def check(self) -> None:
+        """A safe point of this process: something moved, and a signal ends the work here."""
+        self.watchdog.beat()
+        self.stop.check()
+
+    def agree(self) -> None:
+        """A safe point of all processes: they end together, or none of them does."""
+        self.watchdog.beat()
+        if self.world.sum([float(self.stop.is_set)])[0] > 0:
+            raise Preempted("stopped by a signal")
+
 
 @dataclass
 class Item:
@@ -69,29 +74,43 @@ class Item:
     completion: tuple[int, ...] = ()
 
 
-def train(session: Session) -> Record:
-    """Train until max_steps and publish the adapter; returns the done record.
+def train(session: Session) -> Record | None:
+    """Train until max_steps and publish the adapter; returns the done record (None but on the main process).
 
     Raises Preempted after a checkpoint, Diverged, FenceLost, DataError.
     """
     config, student, world = session.config, session.student, session.world
     parameters = student.lora_parameters()
     optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=config.weight_decay
+        parameters,
+        lr=config.learning_rate,
+        betas=ADAM_BETAS,
+        eps=ADAM_EPS,
+        weight_decay=config.weight_decay,
+        fused=False,  # the fused update leaves version counters alone, and rollout weights would go stale
     )
+    if world.is_main:
+        session.fence.take()
+        remove_asides(session.folder.root)
     start, totals = _resume(session, optimizer)
-    started, resumed_from = time.monotonic(), start or None
-    loss = math.nan
-    step = start
+    resumed_from = start or None
     if world.is_main:
         start_run(session, resumed_from)
+    step = start
+    session.stop.defer()
     try:
         for step in range(start, config.max_steps):
             session.watchdog.beat()
             clock = Stopwatch()
             items = _items(session, step)
-            _write_completions(session, step, items, clock)
+            # A process that is told to stop in its rollouts meets the others before it ends.
+            with contextlib.suppress(Preempted):
+                _write_completions(session, step, items, clock)
+            session.agree()
             tokens, loss = _accumulate(session, step, items, clock)
+            for parameter in parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
             world.sum_gradients(parameters)
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
             if not math.isfinite(norm):
@@ -107,31 +126,31 @@ def train(session: Session) -> Record:
                 "tokens": totals["tokens"] + metrics["tokens"],
                 "rollout_tokens": totals["rollout_tokens"] + metrics["rollout_tokens"],
                 "seconds": totals["seconds"] + metrics["seconds"],
+                "loss": loss,
             }
             session.watchdog.beat(metrics["seconds"])
             if world.is_main:
+                session.fence.check()
                 _append(session.folder, metrics)
                 mark_ready()
                 report(_progress(config, step + 1, metrics, totals))
-            if (step + 1) % config.save_steps == 0 and step + 1 < config.max_steps:
+            # The last one too: publishing may be interrupted, and must not cost a step.
+            if (step + 1) % config.save_steps == 0 or step + 1 == config.max_steps:
                 _save(session, step + 1, optimizer, totals)
-    except (Preempted, RuntimeError) as error:
-        # With several processes a rank that ended first breaks the collective of the others.
-        if not isinstance(error, Preempted) and not (session.stop.is_set and world.size > 1):
-            raise
+    except Preempted as error:
+        # Raised before the step's update alone, so the parameters are those after `step` steps.
         if step > start:
             _save(session, step, optimizer, totals)
         raise Preempted(f"stopped at step {step} of {config.max_steps}") from error
     if not world.is_main:
-        return Record(stage="train", status="done", exit_code=0)
-    session.fence.check()
+        return None
     summary = TrainSummary(
         step=config.max_steps,
         max_steps=config.max_steps,
-        loss=None if math.isnan(loss) else loss,
+        loss=totals["loss"],
         tokens=int(totals["tokens"]),
         rollout_tokens=int(totals["rollout_tokens"]),
-        seconds=totals["seconds"] or time.monotonic() - started,
+        seconds=totals["seconds"],
         codes_sha256=student.codes_sha256,
         resumed_from=resumed_from,
     )
@@ -188,16 +207,10 @@ def _write_completions(session: Session, step: int, items: list[Item], clock: St
             min_new_tokens=config.min_new_tokens,
             stops=session.stops,
         )
-
-        def check() -> None:
-            session.stop.check()
-            session.watchdog.beat()
-
         draws = [Draw(step, item.sample) for item in own]
         prompts = [item.example.prompt for item in own]
-        for item, ids in zip(
-            own, sample(session.student, prompts, draws, sampler, "rollout", check), strict=True
-        ):
+        written = sample(session.student, prompts, draws, sampler, "rollout", session.check)
+        for item, ids in zip(own, written, strict=True):
             item.completion = tuple(ids)
     clock.lap("rollout")
     for item in items:
@@ -205,8 +218,8 @@ def _write_completions(session: Session, step: int, items: list[Item], clock: St
             item.completion = item.example.completion
     if config.seq_kd:
         others = [item for item in items if not item.on_policy]
-        written = session.teacher.complete([item.example for item in others], session.stop.check)
-        for item, completion in zip(others, written, strict=True):
+        taught = session.teacher.complete([item.example for item in others], session.check)
+        for item, completion in zip(others, taught, strict=True):
             item.completion = completion
     clock.lap("teacher")
 
@@ -223,7 +236,7 @@ def _accumulate(session: Session, step: int, items: list[Item], clock: Stopwatch
     size = max(1, config.per_device_train_batch_size // session.place.micro_batch_split)
     summed = 0.0
     for part in micro_batches(items, size):
-        session.stop.check()
+        session.agree()
         batch = collate([(item.example.prompt, item.completion) for item in part], pad, world.device)
         teacher_NH = student.hidden(batch.ids_BT, batch.mask_BT, mode="teacher")[batch.predicts_BT]
         student_NH = student.hidden(batch.ids_BT, batch.mask_BT, mode="student")[batch.predicts_BT]
@@ -301,7 +314,13 @@ def _resume(session: Session, optimizer: torch.optim.Optimizer) -> tuple[int, di
     if session.world.is_main:
         _truncate_metrics(folder, found.step if found else 0)
     if found is None:
-        return 0, {"tokens": 0.0, "rollout_tokens": 0.0, "seconds": 0.0}
+        return 0, {"tokens": 0.0, "rollout_tokens": 0.0, "seconds": 0.0, "loss": 0.0}
+    before = (read_json(folder.run) or {}).get("codes_sha256", student.codes_sha256)
+    if before != student.codes_sha256:
+        raise UsageError(
+            f"{folder.root}: was trained on another base, got codes {before[:12]} there and "
+            f"{student.codes_sha256[:12]} now; bring the old model back or give another --output-dir"
+        )
     student.load_lora(found.lora)
     for name, parameter in zip(student.lora_tensors(), student.lora_parameters(), strict=True):
         optimizer.state[parameter] = {
@@ -309,11 +328,21 @@ def _resume(session: Session, optimizer: torch.optim.Optimizer) -> tuple[int, di
             "exp_avg": found.optimizer[f"{name}.exp_avg"].to(parameter.device),
             "exp_avg_sq": found.optimizer[f"{name}.exp_avg_sq"].to(parameter.device),
         }
-    now = checkpoint.conditions(session.world.size, session.world.device)
+    now = conditions(session)
     for change in checkpoint.changed_conditions(found.conditions, now):
         print_once(session, f"resumed under other conditions ({change}): not bit for bit the same run")
     print_once(session, f"resuming at step {found.step} of {session.config.max_steps}")
     return found.step, dict(found.totals)
+
+
+def conditions(session: Session) -> dict[str, Any]:
+    """What bit-exact resume depends on, besides the config."""
+    place = session.place
+    return {
+        **checkpoint.conditions(session.world.size, session.world.device),
+        "micro_batch_split": place.micro_batch_split,
+        "deterministic": place.deterministic,
+    }
 
 
 def print_once(session: Session, text: str) -> None:
@@ -333,7 +362,7 @@ def _truncate_metrics(folder: RunFolder, steps: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             break
-    folder.metrics.write_text("".join(kept), encoding="utf-8")
+    write_bytes(folder.metrics, "".join(kept).encode())
 
 
 def _save(session: Session, step: int, optimizer: torch.optim.Optimizer, totals: Mapping[str, float]) -> None:
@@ -353,6 +382,6 @@ def _save(session: Session, step: int, optimizer: torch.optim.Optimizer, totals:
         lora=session.student.lora_tensors(),
         optimizer=moments,
         totals=totals,
-        conditions=checkpoint.conditions(session.world.size, session.world.device),
+        conditions=conditions(session),
     )
     checkpoint.save(session.folder, state, session.config, digest(session.config))

@@ -148,6 +148,14 @@ def test_a_model_folder_that_is_none_and_bad_data_have_their_codes(tiny_run, tmp
     assert "q_proj" in capsys.readouterr().err
 
 
+def test_damaged_marks_are_said_or_passed_over(tiny_run, tmp_path, capsys):
+    folder = RunFolder(tmp_path)
+    folder.done.write_text("{")
+    folder.run.write_text("{")
+    assert main(["train", *to_flags(tiny_run), "--output-dir", str(tmp_path)]) == ExitCode.USAGE
+    assert "run.json: is damaged" in capsys.readouterr().err
+
+
 def test_an_output_dir_that_cannot_be_written_is_said(tiny_run, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert (
@@ -163,7 +171,7 @@ def test_dry_run_shows_counts_memory_and_the_loss_mask(tiny_run, tmp_path, capsy
     assert "memory estimate, GiB:" in shown
     masked = [line for line in shown.splitlines() if line.startswith("* ")]
     assert masked[-1].endswith("'<|im_end|>'")
-    assert not (tmp_path / "d" / "run.json").exists()
+    assert list((tmp_path / "d").iterdir()) == [], "a dry run must not take the folder of a live one"
 
 
 @pytest.mark.parametrize(
@@ -173,6 +181,7 @@ def test_dry_run_shows_counts_memory_and_the_loss_mask(tiny_run, tmp_path, capsy
         (ValueError("model.x: must be y"), 64),
         (RuntimeError("boom"), 70),
         (KeyError("x"), 70),
+        (json.JSONDecodeError("bad", "", 0), 70),
     ],
 )
 def test_exit_codes_follow_the_error(error, code):
@@ -218,8 +227,10 @@ def test_two_processes_are_one_run_and_sigterm_reaches_them(tiny_run, tmp_path):
             assert mine[key] == other[key]
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
         assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
-    state = json.loads((RunFolder(tmp_path / "two").run).read_text())
-    assert state["config"]["nproc"] == 2
+    # torch.distributed's own size, as the checkpoint noted it: accelerate once started one process for two.
+    for name, size in (("two", 2), ("one", 1)):
+        state = json.loads((RunFolder(tmp_path / name).checkpoint(3) / "state.json").read_text())
+        assert state["conditions"]["processes"] == size
     assert record_of(tmp_path / "two").train.step == 3
 
 

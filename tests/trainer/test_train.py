@@ -15,6 +15,7 @@ from trainer.attempt import Diverged, FenceLost, Preempted, StopSignal
 from trainer.checkpoint import HASHES, TENSORS
 from trainer.config import TrainConfig, TrainPlace, digest
 from trainer.distributed import World
+from trainer.flags import UsageError
 from trainer.folder import check_folder, finished
 from trainer.layout import ADAPTER_WEIGHTS, RunFolder, read_json, write_json
 from trainer.setup import prepare
@@ -168,13 +169,13 @@ def test_a_corrupt_checkpoint_falls_back_to_the_one_before(config_of, tmp_path, 
     loop.train(session_of(config, tmp_path))
     folder = RunFolder(tmp_path)
     before = weights(tmp_path)
-    assert [path.name for path in folder.checkpoints()] == ["checkpoint-3", "checkpoint-2", "checkpoint-1"]
-    broken = folder.checkpoint(3) / TENSORS
+    assert [path.name for path in folder.checkpoints()] == ["checkpoint-4", "checkpoint-3", "checkpoint-2"]
+    broken = folder.checkpoint(4) / TENSORS
     broken.write_bytes(broken.read_bytes()[:-7])
-    (folder.checkpoint(2) / HASHES).unlink()
+    (folder.checkpoint(3) / HASHES).unlink()
     record = loop.train(session_of(config, tmp_path))
-    assert record.train.resumed_from == 1
-    assert "checkpoint-3: cannot be resumed from, got a changed optimizer.safetensors" in caplog.text
+    assert record.train.resumed_from == 2
+    assert "checkpoint-4: cannot be resumed from, got a changed optimizer.safetensors" in caplog.text
     assert weights(tmp_path) == before
 
 
@@ -245,6 +246,95 @@ def test_whoever_lost_the_folder_ends_without_writing(config_of, tmp_path, monke
         loop.train(session)
     assert session.folder.checkpoints() == []
     assert not session.folder.done.exists()
+    assert len(lines(tmp_path)) == 1, "not even a line of metrics"
+
+
+def test_an_end_while_publishing_costs_no_step(config_of, tmp_path, monkeypatch):
+    config = config_of(lmbda=1.0, save_steps=100)
+    loop.train(session_of(config, tmp_path / "whole"))
+
+    def interrupted(session):
+        raise Preempted("now")
+
+    monkeypatch.setattr("trainer.publish.sample_completions", interrupted)
+    with pytest.raises(Preempted):
+        loop.train(session_of(config, tmp_path / "cut"))
+    monkeypatch.undo()
+    record = loop.train(session_of(config, tmp_path / "cut"))
+    assert record.train.resumed_from == 4
+    assert record.train.loss == pytest.approx(lines(tmp_path / "cut")[-1]["loss"])
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_damaged_checkpoints_of_higher_steps_do_not_push_out_the_new_one(config_of, tmp_path):
+    config = config_of(lmbda=0.0, save_steps=1, save_total_limit=1)
+    loop.train(session_of(config, tmp_path))
+    (RunFolder(tmp_path).checkpoint(4) / TENSORS).write_bytes(b"")
+    session = session_of(config, tmp_path)
+    session.stop.defer()
+    seen: list[list[str]] = []
+    real = loop._append
+
+    def watching(folder, metrics):
+        seen.append([path.name for path in folder.checkpoints()])
+        real(folder, metrics)
+
+    loop._append = watching
+    try:
+        loop.train(session)
+    finally:
+        loop._append = real
+    assert seen == [["checkpoint-4"], ["checkpoint-1"], ["checkpoint-2"], ["checkpoint-3"]]
+
+
+def test_a_checkpoint_of_another_base_is_refused(config_of, tmp_path):
+    config = config_of(lmbda=0.0)
+    loop.train(session_of(config, tmp_path))
+    about = read_json(RunFolder(tmp_path).run)
+    write_json(RunFolder(tmp_path).run, {**about, "codes_sha256": "0" * 64})
+    with pytest.raises(UsageError, match="was trained on another base, got codes 000000000000"):
+        loop.train(session_of(config, tmp_path))
+
+
+def test_a_full_disk_ends_the_run_and_leaves_what_was_complete(config_of, tmp_path, monkeypatch):
+    import errno
+
+    from trainer import layout
+
+    config = config_of(lmbda=1.0, save_steps=1)
+    loop.train(session_of(config, tmp_path / "whole"))
+    real, calls = layout.os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 30:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(layout.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        loop.train(session_of(config, tmp_path / "cut"))
+    monkeypatch.undo()
+    assert not RunFolder(tmp_path / "cut").done.exists()
+    loop.train(session_of(config, tmp_path / "cut"))
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "quant", [{"quant_type": "bnb_nf4"}, {"quantize_lm_head": True}, {"gradient_checkpointing": True}]
+)
+def test_other_students_resume_to_the_same_bytes_too(quant, config_of, tmp_path, monkeypatch):
+    config = config_of(lmbda=0.5, **quant)
+    loop.train(session_of(config, tmp_path / "whole"))
+    session = session_of(config, tmp_path / "cut")
+    monkeypatch.setattr(loop, "mark_ready", lambda: session.stop._on_signal(15, None))
+    with pytest.raises(Preempted):
+        loop.train(session)
+    monkeypatch.undo()
+    loop.train(session_of(config, tmp_path / "cut"))
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
 
 def test_a_done_run_is_recognised_and_another_config_is_refused(config_of, tmp_path):
