@@ -8,7 +8,7 @@ from trainer.config import TrainConfig
 from trainer.data import MIN_COMPLETION_ROOM
 
 if TYPE_CHECKING:
-    from trainer.train import Session
+    from trainer.session import Session
 
 HEAD_CHUNK_ROWS = 256
 

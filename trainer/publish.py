@@ -16,7 +16,7 @@ from trainer.results import Record, TrainSummary
 from trainer.rollout import Draw, Sampler, sample
 
 if TYPE_CHECKING:
-    from trainer.train import Session
+    from trainer.session import Session
 
 SAMPLE_PROMPTS = (
     "What is the capital of France?",

@@ -16,9 +16,9 @@ from trainer.layout import RunFolder
 from trainer.models import load_model, load_tokenizer, model_fingerprint
 from trainer.results import ExitCode, Record
 from trainer.rollout import stop_tokens
+from trainer.session import Session
 from trainer.student import build_student
 from trainer.teacher_cache import TeacherCompletions
-from trainer.train import Session
 
 
 def prepare(config: TrainConfig, place: TrainPlace, world: World, stop: StopSignal) -> Session:

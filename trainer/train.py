@@ -17,51 +17,19 @@ from typing import Any
 
 import torch
 
-from trainer import checkpoint
-from trainer.attempt import Diverged, Fence, Preempted, StopSignal, Watchdog, mark_ready, report
-from trainer.config import TrainConfig, TrainPlace, digest
+from trainer.attempt import Diverged, Preempted, mark_ready, report
+from trainer.config import TrainConfig
 from trainer.counters import Stream, is_on_policy
-from trainer.data import Example, TrainData, collate, micro_batches
-from trainer.distributed import World
-from trainer.flags import UsageError
-from trainer.layout import RunFolder, read_json, remove_asides, write_bytes
+from trainer.data import Example, collate, micro_batches
+from trainer.layout import RunFolder, remove_asides
 from trainer.losses import fused_jsd
 from trainer.publish import publish, start_run
 from trainer.results import Progress, Record, TrainSummary
+from trainer.resume import resume, save
 from trainer.rollout import Draw, Sampler, sample
-from trainer.student import Student
-from trainer.teacher_cache import TeacherCompletions
+from trainer.session import Session
 
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
-
-
-@dataclass
-class Session:
-    """Everything a run works with, made once by `trainer.setup.prepare`."""
-
-    config: TrainConfig
-    place: TrainPlace
-    folder: RunFolder
-    world: World
-    student: Student
-    tokenizer: Any
-    data: TrainData
-    stops: frozenset[int]
-    teacher: TeacherCompletions
-    fence: Fence
-    stop: StopSignal
-    watchdog: Watchdog
-
-    def check(self) -> None:
-        """A safe point of this process: something moved, and a signal ends the work here."""
-        self.watchdog.beat()
-        self.stop.check()
-
-    def agree(self) -> None:
-        """A safe point of all processes: they end together, or none of them does."""
-        self.watchdog.beat()
-        if self.world.sum([float(self.stop.is_set)])[0] > 0:
-            raise Preempted("stopped by a signal")
 
 
 @dataclass
@@ -92,7 +60,7 @@ def train(session: Session) -> Record | None:
     if world.is_main:
         session.fence.take()
         remove_asides(session.folder.root)
-    start, totals = _resume(session, optimizer)
+    start, totals = resume(session, optimizer)
     resumed_from = start or None
     if world.is_main:
         start_run(session, resumed_from)
@@ -136,11 +104,11 @@ def train(session: Session) -> Record | None:
                 report(_progress(config, step + 1, metrics, totals))
             # The last one too: publishing may be interrupted, and must not cost a step.
             if (step + 1) % config.save_steps == 0 or step + 1 == config.max_steps:
-                _save(session, step + 1, optimizer, totals)
+                save(session, step + 1, optimizer, totals)
     except Preempted as error:
         # Raised before the step's update alone, so the parameters are those after `step` steps.
         if step > start:
-            _save(session, step, optimizer, totals)
+            save(session, step, optimizer, totals)
         raise Preempted(f"stopped at step {step} of {config.max_steps}") from error
     if not world.is_main:
         return None
@@ -305,83 +273,3 @@ def _progress(
         tokens_per_s=metrics["tokens_per_s"],
         seconds_left=totals["seconds"] / done * (config.max_steps - done),
     )
-
-
-def _resume(session: Session, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, float]]:
-    """Put the newest good checkpoint in place; returns (steps done, totals so far)."""
-    folder, student = session.folder, session.student
-    found = checkpoint.load_newest(folder, digest(session.config)) if session.place.resume else None
-    if session.world.is_main:
-        _truncate_metrics(folder, found.step if found else 0)
-    if found is None:
-        return 0, {"tokens": 0.0, "rollout_tokens": 0.0, "seconds": 0.0, "loss": 0.0}
-    before = (read_json(folder.run) or {}).get("codes_sha256", student.codes_sha256)
-    if before != student.codes_sha256:
-        raise UsageError(
-            f"{folder.root}: was trained on another base, got codes {before[:12]} there and "
-            f"{student.codes_sha256[:12]} now; bring the old model back or give another --output-dir"
-        )
-    student.load_lora(found.lora)
-    for name, parameter in zip(student.lora_tensors(), student.lora_parameters(), strict=True):
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(found.step)),
-            "exp_avg": found.optimizer[f"{name}.exp_avg"].to(parameter.device),
-            "exp_avg_sq": found.optimizer[f"{name}.exp_avg_sq"].to(parameter.device),
-        }
-    now = conditions(session)
-    for change in checkpoint.changed_conditions(found.conditions, now):
-        print_once(session, f"resumed under other conditions ({change}): not bit for bit the same run")
-    print_once(session, f"resuming at step {found.step} of {session.config.max_steps}")
-    return found.step, dict(found.totals)
-
-
-def conditions(session: Session) -> dict[str, Any]:
-    """What bit-exact resume depends on, besides the config."""
-    place = session.place
-    return {
-        **checkpoint.conditions(session.world.size, session.world.device),
-        "micro_batch_split": place.micro_batch_split,
-        "deterministic": place.deterministic,
-    }
-
-
-def print_once(session: Session, text: str) -> None:
-    """Say something in the log, from one process alone."""
-    if session.world.is_main:
-        print(text, flush=True)  # noqa: T201 - the log of a run is its output
-
-
-def _truncate_metrics(folder: RunFolder, steps: int) -> None:
-    """Keep the lines of steps that are in the checkpoint: the others will be written again."""
-    if not folder.metrics.exists():
-        return
-    kept = []
-    for line in folder.metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= steps:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            break
-    write_bytes(folder.metrics, "".join(kept).encode())
-
-
-def _save(session: Session, step: int, optimizer: torch.optim.Optimizer, totals: Mapping[str, float]) -> None:
-    """Publish a checkpoint after `step` steps; raises FenceLost when the folder is another attempt's."""
-    if not session.world.is_main:
-        return
-    session.fence.check()
-    moments = {
-        f"{name}.{key}": optimizer.state[parameter][key]
-        for name, parameter in zip(
-            session.student.lora_tensors(), session.student.lora_parameters(), strict=True
-        )
-        for key in ("exp_avg", "exp_avg_sq")
-    }
-    state = checkpoint.State(
-        step=step,
-        lora=session.student.lora_tensors(),
-        optimizer=moments,
-        totals=totals,
-        conditions=conditions(session),
-    )
-    checkpoint.save(session.folder, state, session.config, digest(session.config))

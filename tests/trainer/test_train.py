@@ -18,6 +18,7 @@ from trainer.distributed import World
 from trainer.flags import UsageError
 from trainer.folder import check_folder, finished
 from trainer.layout import ADAPTER_WEIGHTS, RunFolder, read_json, write_json
+from trainer.session import Session
 from trainer.setup import prepare
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -58,7 +59,7 @@ def config_of(tiny_folder) -> Callable[..., TrainConfig]:
     return make
 
 
-def session_of(config: TrainConfig, folder: Path, **place) -> loop.Session:
+def session_of(config: TrainConfig, folder: Path, **place) -> Session:
     return prepare(config, TrainPlace(output_dir=str(folder), **place), WORLD, StopSignal())
 
 

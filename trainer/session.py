@@ -1,0 +1,43 @@
+"""Everything a run works with, made once by `trainer.setup.prepare`, and its two kinds of safe point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.attempt import Fence, Preempted, StopSignal, Watchdog
+from trainer.config import TrainConfig, TrainPlace
+from trainer.data import TrainData
+from trainer.distributed import World
+from trainer.layout import RunFolder
+from trainer.student import Student
+from trainer.teacher_cache import TeacherCompletions
+
+
+@dataclass
+class Session:
+    """One run in one process."""
+
+    config: TrainConfig
+    place: TrainPlace
+    folder: RunFolder
+    world: World
+    student: Student
+    tokenizer: Any
+    data: TrainData
+    stops: frozenset[int]
+    teacher: TeacherCompletions
+    fence: Fence
+    stop: StopSignal
+    watchdog: Watchdog
+
+    def check(self) -> None:
+        """A safe point of this process: something moved, and a signal ends the work here."""
+        self.watchdog.beat()
+        self.stop.check()
+
+    def agree(self) -> None:
+        """A safe point of all processes: they end together, or none of them does."""
+        self.watchdog.beat()
+        if self.world.sum([float(self.stop.is_set)])[0] > 0:
+            raise Preempted("stopped by a signal")
