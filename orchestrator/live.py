@@ -14,6 +14,8 @@ from orchestrator.screen import bars_fit, footer, progress_table, trained_second
 
 LINE_EVERY_S = 5.0
 """Without a terminal a run's progress is told at most this often; a change of state at once."""
+NAMES_SHOWN = 4
+"""As many runs are named before a line that is news of all of them."""
 
 
 class LiveView:
@@ -52,10 +54,15 @@ class LineView:
         return None
 
     def show(self, runs: list[RunProgress]) -> None:
+        told: dict[str, list[str]] = {}
         for one in runs:
             line = self._news(one)
             if line:
-                self.say(f"{one.state.run.name}: {line}")
+                told.setdefault(line, []).append(one.state.run.name)
+        # Runs that share a Job have the same news.
+        for line, names in told.items():
+            more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+            self.say(f"{', '.join(names[:NAMES_SHOWN])}{more}: {line}")
 
     def _news(self, one: RunProgress) -> str:
         """What is new of a run and due to be told, or nothing."""

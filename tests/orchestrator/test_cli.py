@@ -286,7 +286,7 @@ def test_wait_takes_a_sweep_to_its_end_and_tells_changes(
     said = orch("submit", file, "--wait")
     assert said.code == 0
     lines = said.out.splitlines()
-    assert "lr1e5: done" in lines
+    assert "lr1e5, lr2e5: done" in lines
     assert "lr2e5: done" in lines
     assert "\x1b" not in said.out
     assert cluster.stored["night"]["status"]["counts"]["done"] == 2
@@ -298,7 +298,10 @@ def test_wait_exits_3_when_a_run_failed_and_says_why(
     scripted(_trainings_fail)
     said = orch("submit", file, "--wait")
     assert said.code == 3
-    assert "lr1e5: failed in train: userError: record: exit 65, bad data: row 7 has no messages" in said.out
+    assert (
+        "lr1e5, lr2e5: failed in train: userError: record: exit 65, bad data: row 7 has no messages"
+        in said.out
+    )
     assert "  train 1: userError, after 1 min 00 s on node-a: record: exit 65" in said.out
     assert "next: nothing, not tried again: userError once, retry.userError is 0" in said.out
     assert "`orch retry night lr1e5` gives it another attempt" in said.out
