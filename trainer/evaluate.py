@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from trainer.attempt import report
 from trainer.bases import AdapterSource, check_codes, find_adapters, resolve_base
 from trainer.config import EvalConfig, EvalPlace, TrainConfig, digest
+from trainer.fetch import fetch_model
 from trainer.flags import UsageError
 from trainer.layout import ATTEMPT_ENV, write_json
-from trainer.models import resolve_device
+from trainer.models import default_models_dir, local_path, resolve_device
 from trainer.protocol import Plan, plan
 from trainer.results import Progress, Record, Stage, VariantName
 from trainer.scores import BlockSums, Cell, publish, read, scores
@@ -52,6 +53,8 @@ def evaluate(config: EvalConfig, place: EvalPlace) -> Record:
     base = resolve_base(config, sources)
     device = resolve_device(place.device)
     models_dir = Path(place.models_dir) if place.models_dir else None
+    if local_path(base.model_name, base.model_revision, models_dir) is None:
+        fetch_model(base.model_name, base.model_revision, models_dir or default_models_dir())
     measure = plan(config, base, device, models_dir)
     output = Path(place.output_dir) if place.output_dir else _dump() / "solo" / f"eval-{measure.key()}"
     cells = plan_cells(config, place, measure, sources, output)
