@@ -18,6 +18,8 @@ CONFIG_VERSION = 1
 QuantType = Literal["int4", "int4_sym", "bnb_nf4", "bnb_fp4", "none"]
 Dtype = Literal["bf16", "fp32"]
 AdapterForm = Literal["adapter", "merged"]
+OWN_TASKS = frozenset({"everyday"})
+"""Tasks that ship with the trainer: nothing is fetched for them."""
 DEFAULT_TASKS = ["hellaswag", "arc_easy", "arc_challenge", "winogrande", "mmlu"]
 
 
@@ -46,6 +48,10 @@ class Settings(BaseModel):
     """Base of all settings: unknown names are errors, values are checked once and then frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def __hash__(self) -> int:
+        """Lists among the values would make frozen settings unhashable."""
+        return hash((type(self), self.model_dump_json()))
 
 
 class ModelSettings(Settings):
@@ -196,6 +202,7 @@ class FetchConfig(Settings):
     model_revision: str = Field("main", min_length=1, description="Hub revision of the model.")
     dataset_name: str | None = Field(None, description="As in train.")
     dataset_revision: str = Field("main", min_length=1, description="Hub revision of the data.")
+    tasks: list[str] = Field(default_factory=list, description="lm-eval tasks whose rows are wanted.")
     models_dir: str | None = Field(None, description="Where fetched models go.")
     run_id: str | None = Field(None, description="Name of the fetch in its records.")
 

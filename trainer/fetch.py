@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainer.attempt import report
-from trainer.config import FetchConfig, digest
+from trainer.config import OWN_TASKS, FetchConfig, digest
 from trainer.flags import UsageError
 from trainer.layout import ATTEMPT_ENV, read_json, write_json
 from trainer.models import (
@@ -29,7 +30,7 @@ WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 
 
 def fetch(config: FetchConfig) -> Record:
-    """Bring the model and the dataset here unless they are; returns the record of it.
+    """Bring the model, the dataset and the tasks' rows here unless they are; returns the record of it.
 
     Raises ModelError or UsageError when one of them does not exist.
     """
@@ -41,8 +42,11 @@ def fetch(config: FetchConfig) -> Record:
     if config.dataset_name:
         dataset, data_revision = config.dataset_name, config.dataset_revision
         wanted.append((dataset, lambda: fetch_dataset(dataset, data_revision, models_dir)))
+    for task in config.tasks:
+        if task not in OWN_TASKS:
+            wanted.append((task, partial(fetch_task, task, models_dir)))
     if not wanted:
-        raise UsageError("fetch: nothing to fetch, got neither; give --model-name or --dataset-name")
+        raise UsageError("fetch: nothing to fetch; give --model-name, --dataset-name or --tasks")
     for number, (what, bring) in enumerate(wanted, 1):
         bring()
         report(Progress(stage="fetch", done=number, total=len(wanted), what=what))
@@ -79,6 +83,13 @@ def fetch_dataset(name: str, revision: str, models_dir: Path) -> None:
     _once(models_dir, "dataset", name, revision, lambda: _download_dataset(name, revision))
 
 
+def fetch_task(name: str, models_dir: Path) -> None:
+    """Bring an lm-eval task's rows into the cache of `datasets`; local task files are left alone."""
+    if name.endswith((".yaml", ".yml")):
+        return
+    _once(models_dir, "task", name, "main", lambda: _download_task(name))
+
+
 def _once(models_dir: Path, kind: str, name: str, revision: str, bring: Callable[[], str]) -> None:
     """Call `bring` unless its mark says that what it brought is still where it was put."""
     mark = models_dir / ".fetched" / f"{kind}--{name.replace('/', '--')}--{revision.replace('/', '--')}.json"
@@ -109,6 +120,20 @@ def _download_dataset(name: str, revision: str) -> str:
         load_dataset(path, subset, revision=revision)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(_reason("dataset_name", name, revision, error)) from error
+    return str(config.HF_DATASETS_CACHE)
+
+
+def _download_task(name: str) -> str:
+    from datasets import config
+
+    from trainer.harness import load_benchmarks
+
+    try:
+        load_benchmarks([name])  # the harness loads a task's rows when it makes the task
+    except UsageError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(_reason("tasks", name, "main", error)) from error
     return str(config.HF_DATASETS_CACHE)
 
 

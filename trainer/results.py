@@ -6,14 +6,18 @@ Torch-free. A record is one ASCII JSON line of at most 4,096 bytes, since Kubern
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import zlib
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 RECORD_LIMIT = 4096
+UNPACKED_LIMIT = 65536
+"""No honest message of RECORD_LIMIT bytes unpacks to more."""
 ERROR_LIMIT = 1200
 
 Stage = Literal["fetch", "baseline", "train", "eval", "report"]
@@ -123,10 +127,14 @@ class Record(Schema):
 def dump_record(record: Record) -> bytes:
     """The record as ASCII JSON, at most RECORD_LIMIT bytes; numbers have 5 significant digits.
 
-    The error text is cut first. Raises ValueError if results alone exceed the limit.
+    The error text is cut first; long results are packed (zlib, base64). Raises ValueError if they exceed
+    the limit even so.
     """
     value = _rounded(record.model_dump(mode="json", exclude_none=True, exclude_defaults=True))
     value |= {"v": record.v, "exit_code": record.exit_code}
+    if len(json.dumps(value, separators=(",", ":"))) > RECORD_LIMIT and "variants" in value:
+        plain = json.dumps(value.pop("variants"), separators=(",", ":")).encode()
+        value["packed"] = base64.b64encode(zlib.compress(plain, 9)).decode()
     error = str(value.pop("error", ""))[-ERROR_LIMIT:]
     while True:
         data = json.dumps(
@@ -144,9 +152,23 @@ def dump_record(record: Record) -> bytes:
 def load_record(message: str | bytes) -> Record | None:
     """The record in a termination message, or None: the message is data and never trusted."""
     try:
-        return Record.model_validate_json(message)
-    except ValidationError:
+        value = json.loads(message)
+        if isinstance(value, dict) and "packed" in value:
+            value["variants"] = _unpacked(value.pop("packed"))
+        return Record.model_validate_json(json.dumps(value))
+    except (ValueError, zlib.error, RecursionError):
         return None
+
+
+def _unpacked(packed: Any) -> Any:
+    """The packed results; ValueError for what is none or would unpack to more than UNPACKED_LIMIT bytes."""
+    if not isinstance(packed, str):
+        raise ValueError("packed: must be text")
+    unpacker = zlib.decompressobj()
+    plain = unpacker.decompress(base64.b64decode(packed, validate=True), UNPACKED_LIMIT)
+    if not unpacker.eof:
+        raise ValueError("packed: too long")
+    return json.loads(plain)
 
 
 def _rounded(value: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.client.session import Found, Session
 from orchestrator.controller.outcome import AttemptRecord
-from orchestrator.controller.requests import fetch_of, fetch_unit, text_fetch
+from orchestrator.controller.requests import fetch_of, fetch_unit, measure_fetch
 from orchestrator.controller.status import RunState
 from orchestrator.errors import NotFoundError, OrchError
 from trainer.results import Stage
@@ -42,7 +42,7 @@ def _state(session: Session, found: Found) -> RunState:
 def _concerns(record: AttemptRecord, found: Found) -> bool:
     """Its training, what measures it, the fetch it waits for, and what all wait for."""
     run = found.run
-    text = text_fetch(found.stored.sweep.spec.eval.model_dump_json())
+    text = measure_fetch(found.stored.sweep.spec.eval.model_dump_json())
     fetched = {fetch_unit(one).id for one in (fetch_of(run.config), text) if one}
     return run.id in (record.run_id, *record.runs) or record.run_id in fetched or record.stage == "baseline"
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from orchestrator.controller.observed import Unit
-from orchestrator.controller.requests import Measurement, fetch_unit, text_fetch
+from orchestrator.controller.requests import Measurement, fetch_unit, measure_fetch
 from orchestrator.controller.world import Next, World
 from orchestrator.sweep.spec import EvalSpec
 from trainer.config import FetchConfig, ModelSettings
@@ -166,8 +166,8 @@ class Group:
 
     @cached_property
     def text(self) -> FetchConfig | None:
-        """The text to fetch before anything is measured."""
-        return text_fetch(self.protocol)
+        """The text and task rows to fetch before anything is measured."""
+        return measure_fetch(self.protocol)
 
     @cached_property
     def _text_step(self) -> Next | None:

@@ -15,6 +15,7 @@ from orchestrator.sweep.expand import Run
 from orchestrator.sweep.naming import job_name, run_id
 from orchestrator.sweep.spec import EvalSpec, Resources, Sweep
 from trainer.config import (
+    OWN_TASKS,
     EvalConfig,
     EvalPlace,
     FetchConfig,
@@ -81,13 +82,17 @@ def fetch_of(config: TrainConfig) -> FetchConfig:
     return FetchConfig(**{name: getattr(config, name) for name in _FETCHED})
 
 
-def text_fetch(protocol: str) -> FetchConfig | None:
-    """What an evaluation needs on the volume besides: the text of its perplexity, if a hub has it."""
-    return FetchConfig(dataset_name="wikitext") if _protocol(protocol).perplexity == "wikitext" else None
+def measure_fetch(protocol: str) -> FetchConfig | None:
+    """What an evaluation needs on the volume besides: text and task rows, as far as a hub has them."""
+    spec = _protocol(protocol)
+    text = "wikitext" if spec.perplexity == "wikitext" else None
+    tasks = [] if spec.taskData else [task for task in spec.tasks if task not in OWN_TASKS]
+    return FetchConfig(dataset_name=text, tasks=tasks) if text or tasks else None
 
 
 @lru_cache(maxsize=1024)
 def fetch_unit(fetch: FetchConfig) -> Unit:
+    """The unit of work of a fetch, named by what it brings."""
     return Unit("fetch", run_id("fetch", digest(fetch)))
 
 

@@ -83,8 +83,8 @@ def test_whoever_took_the_folder_last_owns_it(tmp_path):
 def test_a_record_too_long_loses_its_results_not_its_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(TERMINATION_LOG_ENV, str(tmp_path / "record"))
     many = [
-        VariantResult(variant="adapter", run_id=f"run-{i}", tasks={f"task{i}": TaskScore(0.5, 0.1, 9)})
-        for i in range(200)
+        VariantResult(variant="adapter", run_id=f"run-{i * i}", tasks={f"t{i**3}": TaskScore(1 / i, 0.1, i)})
+        for i in range(1, 900)
     ]
     write_record(Record(stage="eval", status="done", exit_code=0, variants=many))
     record = load_record((tmp_path / "record").read_bytes())

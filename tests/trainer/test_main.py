@@ -22,12 +22,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def tiny_run(tmp_path_factory, make_model, tiny_tokenizer) -> TrainConfig:
-    folder = tmp_path_factory.mktemp("model")
-    make_model("llama").save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    rows = [{"prompt": f"{i} plus {i} is", "completion": f" {2 * i}"} for i in range(40)]
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+def tiny_run(tmp_path_factory, make_tiny_folder) -> TrainConfig:
+    folder = make_tiny_folder(tmp_path_factory.mktemp("model"))
     return TrainConfig(
         model_name=str(folder),
         dataset_name=str(folder / "rows.jsonl"),

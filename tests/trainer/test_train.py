@@ -25,14 +25,8 @@ WORLD = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory, make_model, tiny_tokenizer) -> Path:
-    """A saved tiny model with its tokenizer, and 40 rows of chat."""
-    folder = tmp_path_factory.mktemp("model")
-    make_model("llama").save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    rows = [{"prompt": f"{i} plus {i} is", "completion": " " + "abcdefgh"[: 2 + i % 6]} for i in range(40)]
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return folder
+def tiny_folder(tmp_path_factory, make_tiny_folder) -> Path:
+    return make_tiny_folder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

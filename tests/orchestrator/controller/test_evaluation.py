@@ -111,8 +111,11 @@ def test_a_text_that_cannot_be_fetched_fails_what_waits_for_it() -> None:
     assert scene.plan().status.finished
 
 
-def test_a_text_that_is_here_is_not_fetched() -> None:
-    scene = Scene(a_sweep(1, eval={"perplexity": "pydoc_topics"}))
+def test_a_text_and_tasks_that_are_here_are_not_fetched() -> None:
+    scene = Scene(a_sweep(1, eval={"perplexity": "pydoc_topics", "tasks": ["everyday"]}))
+    scene.turn()
+    assert len(scene.live("fetch")) == 1
+    scene = Scene(a_sweep(1, eval={"perplexity": "none", "taskData": "/data/tasks"}))
     scene.turn()
     assert len(scene.live("fetch")) == 1
 
@@ -197,6 +200,9 @@ def test_a_request_measures_every_adapter_again_by_its_own_tasks() -> None:
     scene = scene_of(2, per_job=2).trained().measured()
     scene.control = Control(evals=[EvalRequest(tasks=["winogrande"], evalTeacher=False)])
     scene.turn()
+    [fetch] = flags.parse(scene.args(scene.live("fetch")[0])[1:], FetchConfig)
+    assert fetch.tasks == ["winogrande"], "rows must come to the volume: evaluations have no way out"
+    scene.fetched()
     [config] = flags.parse(scene.args(scene.live("eval")[0])[1:], EvalConfig, EvalPlace)[:1]
     assert (config.tasks, config.eval_teacher, config.eval_ptq) == (["winogrande"], False, True)
     assert measured_runs(scene) == [["r0", "r1"]]
