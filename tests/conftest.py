@@ -117,7 +117,7 @@ def make_tiny_folder(
     import json
 
     def make(folder: Path) -> Path:
-        make_model("llama").save_pretrained(folder)
+        make_model("llama", max_position_embeddings=2048).save_pretrained(folder)
         tiny_tokenizer.save_pretrained(folder)
         rows = [
             {"prompt": f"{i} plus {i} is", "completion": " " + "abcdefgh"[: 2 + i % 6]} for i in range(40)
