@@ -115,3 +115,8 @@ def test_a_wrong_command_line_would_be_noticed(line: str, message: str) -> None:
 
 def test_the_readme_shows_commands() -> None:
     assert len(_blocks(_ORCH)) >= 3
+
+
+def test_no_placeholder_is_left_in_the_docs() -> None:
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        assert "@@" not in page.read_text(encoding="utf-8"), page

@@ -131,9 +131,30 @@ def is_bool(field: FieldInfo) -> bool:
     return field.annotation in (bool, bool | None)
 
 
+ALIASES = {
+    "lr": "learning_rate",
+    "alpha": "lora_alpha",
+    "rank": "lora_r",
+    "batch_size": "per_device_train_batch_size",
+    "bs": "per_device_train_batch_size",
+    "epochs": "max_steps",
+    "num_train_epochs": "max_steps",
+    "steps": "max_steps",
+    "model": "model_name",
+    "dataset": "dataset_name",
+    "lambda": "lmbda",
+    "lambda_": "lmbda",
+    "dtype": "mixed_precision",
+    "warmup": "warmup_ratio",
+}
+"""What people of the field type, and the name it has here: too far apart to be found by likeness."""
+
+
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """'; did you mean …?' when a known name is near, else the empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    names = list(known)
+    other = ALIASES.get(name.lower())
+    close = [other] if other in names else difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     spell = close[0].replace("_", "-") if close and prefix else (close[0] if close else "")
     return f"; did you mean {prefix}{spell}?" if close else ""
 

@@ -143,7 +143,10 @@ def _run(one: PlannedRun) -> dict[str, Any]:
         "steps": one.run.config.max_steps,
         "tokens_at_most": one.tokens,
         "seconds": one.seconds,
-        "config": one.run.config.model_dump(mode="json"),
+        "config": {
+            **one.run.config.model_dump(mode="json"),
+            "lora_alpha": one.run.config.lora_alpha or 2 * one.run.config.lora_r,
+        },
     }
 
 

@@ -28,6 +28,11 @@ _ELSEWHERE: Final = {
 _SECRET = re.compile(r"token|secret|password|passwd|credential|(^|_)key(_|$)|apikey")
 
 
+_SECRET_VALUE = re.compile(
+    r"hf_[A-Za-z0-9]{20,}|://[^/\s:@]+:[^/\s@]+@|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16}"
+)
+
+
 def canonical(name: str) -> str:
     """The setting's own spelling: `-` and `_` are one."""
     return name.replace("-", "_")
@@ -56,6 +61,9 @@ def name_fault(name: str) -> str | None:
 
 def value_fault(name: str, value: Scalar) -> str | None:
     """Why the param cannot have this value, or None. Nothing is converted: "1" is no number."""
+    if isinstance(value, str) and _SECRET_VALUE.search(value):
+        # Never echoed: Jobs, logs and tickets would carry it on.
+        return "must not hold a secret, got what looks like one; secrets are set up in the profile"
     try:
         TrainConfig.model_validate({canonical(name): value}, strict=True)
     except ValidationError as error:

@@ -207,7 +207,7 @@ class EvalSpec(Spec):
         "wikitext",
         description="Text for perplexity and KL: wikitext, pydoc_topics, a .txt file, or none.",
     )
-    perplexityTokens: Annotated[int, Field(ge=64, le=100_000_000), WHOLE] | None = Field(
+    perplexityTokens: Annotated[int, Field(ge=256, le=100_000_000), WHOLE] | None = Field(
         None, description="Tokens of it; default all."
     )
     variants: Annotated[list[AdapterForm], BeforeValidator(_distinct)] = Field(

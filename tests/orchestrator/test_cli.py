@@ -161,7 +161,7 @@ def test_plan_tells_new_existing_changed_and_removed(orch: Orch, file: Path) -> 
 def test_plan_json_resolves_every_trainer_field(orch: Orch, file: Path, runs: tuple[Run, ...]) -> None:
     value = json.loads(orch("plan", file, "-o", "json").out)
     one = value["runs"][0]
-    assert one["config"] == runs[0].config.model_dump(mode="json")
+    assert one["config"] == {**runs[0].config.model_dump(mode="json"), "lora_alpha": 64}
     assert (one["name"], one["id"], one["group"], one["tags"]) == ("lr1e5", runs[0].id, "lr", ["lr"])
     assert (one["steps"], one["tokens_at_most"], one["seconds"]) == (10, 10 * 2 * 2 * 100, None)
 

@@ -246,3 +246,29 @@ def test_from_object_gives_the_same_runs_when_the_server_turned_floats_into_ints
 def test_from_object_tells_faults_of_a_stored_sweep():
     with pytest.raises(SweepError, match=r"^s: metadata: must be a mapping.*\ns: spec: must be a mapping"):
         from_object({"apiVersion": "orch.dev/v1alpha1", "kind": "Sweep"}, "s")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["hf_" + "a" * 30, "https://user:pass@hub.example/x", "AKIA" + "A" * 16],
+    ids=["a hub token", "a password in an address", "a cloud key"],
+)
+def test_a_value_that_looks_like_a_secret_is_refused_and_not_echoed(value):
+    text = HEAD + f'  params: {{model_name: "{value}"}}\n' + GROUP
+    [fault] = faults(text)
+    assert "must not hold a secret" in fault
+    assert value not in fault
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("lr", "learning_rate"), ("batch_size", "per_device_train_batch_size"), ("epochs", "max_steps")],
+)
+def test_names_of_the_field_are_led_to_ours(typed, meant):
+    [fault] = faults(HEAD + f"  params: {{{typed}: 1}}\n" + GROUP)
+    assert f"did you mean {meant}?" in fault
+
+
+def test_the_schema_allows_no_evaluation_that_the_trainer_refuses():
+    [fault] = faults(HEAD + GROUP + "  eval: {perplexityTokens: 255}\n")
+    assert "256" in fault
