@@ -68,7 +68,7 @@ def cause(codes: Mapping[int, int]) -> int:
 
 
 def _wait(children: dict[int, int]) -> dict[int, int]:
-    """Exit code by rank; ranks that only our own SIGKILL ended count as 75."""
+    """Exit code by rank; ranks that our own signals ended count as 75."""
     codes: dict[int, int] = {}
     killed: set[int] = set()
 
@@ -83,7 +83,9 @@ def _wait(children: dict[int, int]) -> dict[int, int]:
             continue
         rank = children.pop(pid)
         code = os.waitstatus_to_exitcode(status)
-        codes[rank] = ExitCode.AGAIN if rank in killed else (code if code >= 0 else 128 - code)
+        # A second SIGTERM finds a rank that is ending already without a handler: it was told to stop, no more.
+        told = rank in killed or code == -signal.SIGTERM
+        codes[rank] = ExitCode.AGAIN if told else (code if code >= 0 else 128 - code)
         if code != 0 and children:
             _signal(children, signal.SIGTERM)
             signal.setitimer(signal.ITIMER_REAL, GRACE_S)
