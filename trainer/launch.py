@@ -83,7 +83,7 @@ def _wait(children: dict[int, int]) -> dict[int, int]:
             continue
         rank = children.pop(pid)
         code = os.waitstatus_to_exitcode(status)
-        # A second SIGTERM finds a rank that is ending already without a handler: it was told to stop, no more.
+        # A second SIGTERM finds a rank that is ending already without a handler: it was told to stop.
         told = rank in killed or code == -signal.SIGTERM
         codes[rank] = ExitCode.AGAIN if told else (code if code >= 0 else 128 - code)
         if code != 0 and children:
