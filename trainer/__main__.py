@@ -58,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if command == "train":
-        return _train(settings, words, "--dry-run" in switches)
+        try:
+            return _train(settings, words, "--dry-run" in switches)
+        except flags.UsageError as error:
+            return _fault(str(error))
     return _other(command, settings)
 
 

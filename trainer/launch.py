@@ -61,8 +61,8 @@ def cause(codes: Mapping[int, int]) -> int:
         code = codes[rank]
         if code in CAUSES:
             return CAUSES.index(ExitCode(code)), rank
-        ranks = {ExitCode.INTERNAL: 11, ExitCode.AGAIN: 12, ExitCode.DONE: 13}
-        return ranks.get(code, 10), rank  # type: ignore[call-overload]
+        late: dict[int, int] = {ExitCode.INTERNAL: 11, ExitCode.AGAIN: 12, ExitCode.DONE: 13}
+        return late.get(code, 10), rank
 
     return min(codes, key=order)
 

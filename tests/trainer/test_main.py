@@ -81,6 +81,13 @@ def test_all_faults_of_a_command_line_are_told_at_once(capsys):
     assert len(capsys.readouterr().err.strip().splitlines()) == 3
 
 
+def test_a_launchers_nonsense_is_a_message(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "x")
+    assert main(["train"]) == ExitCode.USAGE
+    assert capsys.readouterr().err.startswith("WORLD_SIZE: must be a positive number, got 'x'")
+
+
 def test_print_config_is_the_resolved_config(capsys):
     assert main(["train", "--lmbda", "0.5", "--tags", "a", "--tags", "b", "--print-config"]) == 0
     shown = json.loads(capsys.readouterr().out)
