@@ -1,4 +1,4 @@
-"""The error tree: OrchError > SweepError (the file's faults), RenderError, ClusterError, NotFound.
+"""The error tree: OrchError > UserError > SweepError, NotFound; RenderError; ClusterError > JobRefused.
 
 A message is `<place>: <what is wrong>, got <value>; <what to do>`, one fault a line.
 """
@@ -36,3 +36,11 @@ class RenderError(OrchError):
 
 class ClusterError(OrchError):
     """The place where Jobs run refused or failed."""
+
+
+class JobRefusedError(ClusterError):
+    """A Job that its place does not take: a quota, an admission rule. `reason` is a CamelCase word for it."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason

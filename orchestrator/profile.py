@@ -16,8 +16,8 @@ UNPUBLISHED_IMAGE = "localhost/orch-trainer:dev"
 """The image of a lab that has published none: a name nobody else can serve, enough for local Jobs."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253)]
-Namespace = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}(Mi|Gi|Ti)$")]
+Span = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[smhd]$")]
 SubPath = Annotated[
     str, StringConstraints(pattern=r"^([A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*)?$", max_length=200)
 ]
@@ -63,7 +63,6 @@ class Profile(BaseModel):
     )
     allowImageTags: bool = Field(False, description="Accept an image that is not pinned by digest.")
     imagePullSecrets: list[Name] = Field(default_factory=list, description="Secrets to pull it with.")
-    namespace: Namespace = Field("orch", description="Namespace of Sweeps and Jobs.")
     serviceAccount: Name = Field("orch-trainer", description="Account of the Jobs; it gets no token.")
     volumeClaim: Name = Field("orch", description="Shared (ReadWriteMany) claim that holds dump/.")
     dumpSubPath: SubPath = Field("dump", description="Folder of dump/ in the claim; '' for its root.")
@@ -88,6 +87,12 @@ class Profile(BaseModel):
     maxMemory: Quantity | None = Field(None, description="Most memory a Job may ask, retries included.")
     shmSize: Quantity = Field("2Gi", description="/dev/shm; it counts against the Job's memory.")
     tmpSize: Quantity = Field("20Gi", description="/tmp of a Job.")
+    keepJobs: Span = Field("24h", description="A recorded Job and its pod's log go this long after its end.")
+
+    @property
+    def keep_jobs_s(self) -> int:
+        """`keepJobs` in seconds."""
+        return int(self.keepJobs[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[self.keepJobs[-1]]
 
 
 def load_profile(path: Path | None = None) -> Profile:

@@ -32,13 +32,18 @@ class ObservedPod:
     exit_code: int | None = None
     exit_reason: str | None = None  # Completed, Error, OOMKilled, StartError
     message: str = ""  # the termination message
+    created_at: float | None = None
     started_at: float | None = None
     finished_at: float | None = None
 
 
 @dataclass(frozen=True)
 class ObservedJob:
-    """A Job as its owner (the Job controller) reports it, with the pods known for it."""
+    """A Job as its owner (the Job controller) reports it, with the pods known for it.
+
+    A Job that is gone while a pod of it still lives is shown with `deleting`. `retired`: nobody need arrange
+    its deletion.
+    """
 
     name: str
     uid: str
@@ -50,6 +55,7 @@ class ObservedJob:
     conditions: Mapping[str, Condition] = field(default_factory=dict)  # Complete, Failed, …
     pods: tuple[ObservedPod, ...] = ()
     gpus: int = 0
+    retired: bool = True
 
     @property
     def finished(self) -> bool:
@@ -58,11 +64,21 @@ class ObservedJob:
 
 
 class Created(Enum):
-    """What became of a create: made, there already and ours, or the name is someone else's."""
+    """What became of a create: made, there already and ours, held by a Job that is going, or by another's."""
 
     CREATED = "created"
     EXISTS = "exists"
+    GOING = "going"
     CONFLICT = "conflict"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something worth telling the owner of a sweep; `reason` is a CamelCase word that people search for."""
+
+    reason: str
+    message: str
+    warning: bool = False
 
 
 class Cluster(Protocol):
@@ -84,16 +100,22 @@ class Cluster(Protocol):
         """The sweep's Jobs, finished ones included as long as they exist."""
 
     def create_job(self, manifest: Mapping[str, Any]) -> Created:
-        """Create the Job; harmless when it exists already."""
+        """Create the Job; harmless when it exists already. JobRefusedError when it is not taken."""
 
     def delete_job(self, name: str) -> None:
         """Delete the Job and end its pods (SIGTERM, grace, SIGKILL); absent is fine."""
+
+    def retire_job(self, name: str, after_s: int) -> None:
+        """Let a finished Job, which is recorded, be deleted `after_s` from its end; absent is fine."""
 
     def records(self, sweep: str) -> dict[str, dict[str, Any]]:
         """Attempt records of a sweep by Job name."""
 
     def put_record(self, sweep: str, job: str, record: Mapping[str, Any]) -> bool:
         """Store an attempt's record once: False when one exists, which then stays as it is."""
+
+    def put_event(self, sweep: str, event: Event) -> None:
+        """Tell people what happened to a sweep, once however often it is told."""
 
     def logs(self, job: str, *, follow: bool = False, tail: int | None = None) -> Iterator[str]:
         """Log lines of a Job's newest pod; follow goes on until it ends."""

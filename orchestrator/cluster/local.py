@@ -6,6 +6,7 @@ All state is files under dump/.orch, so that a controller started anew, after wh
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from orchestrator.cluster import supervisor
-from orchestrator.cluster.base import Cluster, Created, ObservedJob
+from orchestrator.cluster.base import Cluster, Created, Event, ObservedJob
 from orchestrator.cluster.jobfolder import JobFolder, asked_gpus
 from orchestrator.cluster.joblog import follow_log, last_lines
 from orchestrator.cluster.objects import Objects
@@ -30,6 +31,7 @@ from orchestrator.profile import Profile
 from orchestrator.sweep.naming import LABEL_SWEEP
 from trainer.layout import Dump, write_json
 
+LOG = logging.getLogger(__name__)
 POLL_S = 0.2
 SLOWEST_POLL_S = 1.0
 LOCK_TIMEOUT_S = 60.0
@@ -151,6 +153,13 @@ class LocalCluster(Cluster):
                 else:
                     self._remove(folder)
             self._tend()
+
+    def retire_job(self, name: str, after_s: int) -> None:
+        """Nothing: what is over here stays until its folder is removed."""
+
+    def put_event(self, sweep: str, event: Event) -> None:
+        """To the log of whoever controls: nobody else looks on this machine."""
+        LOG.log(logging.WARNING if event.warning else logging.INFO, "%s: %s", event.reason, event.message)
 
     def logs(self, job: str, *, follow: bool = False, tail: int | None = None) -> Iterator[str]:
         """Log lines; NotFoundError for a Job that never was here."""

@@ -1,4 +1,7 @@
-"""The one place that loops: observe → plan → act, until told to stop. The one sleep is `cluster.wait`."""
+"""The one place that acts: observe → plan → act → tell, a turn for one sweep at a time.
+
+`Controller.run` loops over the Jobs of this machine, `controller.serve` in a cluster.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,27 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from orchestrator.cluster.base import Cluster, Created, ObservedJob
-from orchestrator.controller.observed import Control, Observed, read_records
-from orchestrator.controller.outcome import FailureClass
-from orchestrator.controller.plan import Action, CreateJob, DeleteJob, RecordAttempt, plan
+from orchestrator.controller.news import news
+from orchestrator.controller.observed import Control, Observed, RecordReader
+from orchestrator.controller.outcome import AttemptRecord, FailureClass
+from orchestrator.controller.plan import (
+    Action,
+    CreateJob,
+    DeleteJob,
+    RecordAttempt,
+    RetireJob,
+    plan,
+)
 from orchestrator.controller.retry import memory_bytes
-from orchestrator.controller.status import SweepStatus, refused, unrenderable
+from orchestrator.controller.status import SweepStatus, refused, stamped, unrenderable, waiting
 from orchestrator.controller.world import World, record_as, record_of
-from orchestrator.errors import NotFoundError, RenderError, SweepError
+from orchestrator.errors import JobRefusedError, NotFoundError, RenderError, SweepError
 from orchestrator.profile import Profile
 from orchestrator.render import render_job
 from orchestrator.sweep.expand import Run, expand
@@ -26,13 +39,30 @@ from orchestrator.sweep.spec import Sweep
 
 LOG = logging.getLogger(__name__)
 MAX_BACKOFF_S = 30.0
+REFUSED_AGAIN_S = 30.0
+"""A Job that was not taken (quota) is tried again this much later, or as soon as another ends."""
+GOING_AGAIN_S = 2.0
+CONFLICT_HOLDS_S = 60.0
+"""Whoever holds a name may give it up: it is tried again this much later."""
+CREATES_A_TURN = 50
+"""Jobs made in one turn: what ended meanwhile is recorded before more are made."""
 OnStatus = Callable[[str, SweepStatus], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a turn ended with: the status, and in how many seconds the next is due though nothing changes."""
+
+    status: SweepStatus
+    again_s: float | None = None
 
 
 class Controller:
     """Keeps sweeps going on a cluster. `clock` gives Unix seconds; `stop` ends `run` at its next turn.
 
     `check_schema` checks every Job against the Kubernetes client's models, whose import takes seconds.
+    `writers` requests are under way at once; a status is told at most every `tell_every_s`.
     """
 
     def __init__(
@@ -44,6 +74,8 @@ class Controller:
         stop: threading.Event | None = None,
         poll_s: float = 5.0,
         check_schema: bool = True,
+        writers: int = 1,
+        tell_every_s: float = 0.0,
     ) -> None:
         self.cluster = cluster
         self.profile = profile
@@ -51,8 +83,12 @@ class Controller:
         self.stop = stop or threading.Event()
         self.poll_s = poll_s
         self.check_schema = check_schema
+        self.tell_every_s = tell_every_s
+        self._pool = ThreadPoolExecutor(writers, thread_name_prefix="writer") if writers > 1 else None
         self._created: Counter[str] = Counter()
-        self._conflicts: set[str] = set()
+        self._conflicts: dict[str, float] = {}
+        self._told_at: dict[str, float] = {}
+        self._read = RecordReader()
         self._expanded: dict[str, tuple[Any, Sweep, tuple[Run, ...]]] = {}
 
     def run(
@@ -71,11 +107,13 @@ class Controller:
         told: dict[str, SweepStatus] = {}
         failures = 0
         while not self.stop.is_set():
-            names, good = sorted(sweeps or ()), True
+            names, good, again_s = sorted(sweeps or ()), True, self.poll_s
             try:
-                names = names if sweeps is not None else self._names()
+                names = names if sweeps is not None else self.names()
                 for name in names:
-                    told[name] = self.step(name)
+                    turn = self.step(name)
+                    told[name] = turn.status
+                    again_s = min(again_s, self.poll_s if turn.again_s is None else turn.again_s)
                     if on_status:
                         on_status(name, told[name])
             except Exception as error:  # whatever went wrong, the next turn sees the world anew
@@ -89,24 +127,28 @@ class Controller:
                 failures = 0
                 if until_done and all(told[name].finished for name in names):
                     break
-            self.cluster.wait(min(self.poll_s * 2**failures, max(self.poll_s, MAX_BACKOFF_S)))
+            self.cluster.wait(min(again_s * 2**failures, max(self.poll_s, MAX_BACKOFF_S)))
         return told
 
-    def step(self, name: str) -> SweepStatus:
+    def step(self, name: str) -> Turn:
         """One turn for one sweep: observe, plan, act, tell. NotFoundError if there is no such sweep."""
         stored = self._stored(name)
+        again_s: float | None = None
         try:
             sweep, runs = self._expand(name, stored)
-            planned = plan(sweep, runs, self._observe(name, stored), self.clock(), self._max_memory)
+            observed = self._observe(name, stored)
+            planned = plan(sweep, runs, observed, self.clock(), self._max_memory)
             status = planned.status
-            for action in planned.actions:
-                self._act(name, action)
+            again_s = self._act(name, planned.actions)
         except SweepError as error:
             status = refused(error.faults)
         except RenderError as error:
             status = unrenderable(status, str(error))
-        self.cluster.put_status(name, status.to_json())
-        return status
+        except JobRefusedError as error:
+            status, again_s = waiting(status, error), REFUSED_AGAIN_S
+        told = stamped(status, stored.get("status"), stored["metadata"].get("generation"), self.clock())
+        later_s = self._tell(name, stored.get("status"), told)
+        return Turn(told, min((one for one in (again_s, later_s) if one is not None), default=None))
 
     def drain(self, name: str) -> None:
         """End the sweep's Jobs (SIGTERM: they checkpoint) and record them, so that the next turn goes on.
@@ -132,6 +174,16 @@ class Controller:
             record = record or record_as(world, job, FailureClass.PREEMPTED, "interrupted by its user")
             self.cluster.put_record(name, record.job, record.to_json())
 
+    def forget(self, name: str) -> None:
+        """Drop what is kept of a sweep that is gone."""
+        for kept in (self._expanded, self._told_at):
+            kept.pop(name, None)
+        self._read.forget(name)
+
+    def names(self) -> list[str]:
+        """The stored sweeps."""
+        return [str(stored["metadata"]["name"]) for stored in self.cluster.sweeps()]
+
     def _living(
         self, name: str, ending: Mapping[str, ObservedJob], last: dict[str, ObservedJob]
     ) -> list[str]:
@@ -145,9 +197,6 @@ class Controller:
         limit = self.profile.maxMemory
         return memory_bytes(limit) if limit else None
 
-    def _names(self) -> list[str]:
-        return [str(stored["metadata"]["name"]) for stored in self.cluster.sweeps()]
-
     def _stored(self, name: str) -> dict[str, Any]:
         for stored in self.cluster.sweeps():
             if stored["metadata"]["name"] == name:
@@ -156,7 +205,7 @@ class Controller:
 
     def _expand(self, name: str, stored: Mapping[str, Any]) -> tuple[Sweep, tuple[Run, ...]]:
         """The sweep and its runs, made anew only when what is stored has changed."""
-        spec = stored.get("spec")
+        spec = {key: value for key, value in stored.get("spec", {}).items() if key != "control"}
         known = self._expanded.get(name)
         if known is None or known[0] != spec:
             sweep = from_object(stored, name)
@@ -166,27 +215,47 @@ class Controller:
     def _observe(self, name: str, stored: Mapping[str, Any]) -> Observed:
         # Jobs before records: a Job recorded and gone in between is then seen twice rather than never.
         jobs = tuple(self.cluster.jobs(name))
+        now = self.clock()
+        self._conflicts = {job: until for job, until in self._conflicts.items() if until > now}
         return Observed(
             jobs=jobs,
-            records=read_records(self.cluster.records(name)),
+            records=self._read(name, self.cluster.records(name)),
             control=stored_control(stored),
             uid=stored["metadata"].get("uid"),
             created=self._created,
             conflicts=frozenset(self._conflicts),
         )
 
-    def _act(self, name: str, action: Action) -> None:
-        match action:
-            case RecordAttempt(record):
-                LOG.info("controller: %s %s: %s", record.job, record.failure or "done", record.evidence)
-                self.cluster.put_record(name, record.job, record.to_json())
-            case DeleteJob(job, reason):
-                LOG.info("controller: deletes %s: %s", job, reason)
-                self.cluster.delete_job(job)
-            case CreateJob():
-                self._create(action)
+    def _act(self, name: str, actions: Iterable[Action]) -> float | None:
+        """Do it all, outcomes first; in how many seconds there is more to do."""
+        todo = list(actions)
+        records = [one.record for one in todo if isinstance(one, RecordAttempt)]
+        retired = [one.name for one in todo if isinstance(one, RetireJob)]
+        deleted = [one for one in todo if isinstance(one, DeleteJob)]
+        created = [one for one in todo if isinstance(one, CreateJob)]
+        self._each(lambda record: self._record(name, record), records)
+        self._each(lambda job: self.cluster.retire_job(job, self.profile.keep_jobs_s), retired)
+        for one in deleted:
+            LOG.info("controller: deletes %s: %s", one.name, one.reason)
+            self.cluster.delete_job(one.name)
+        made = self._each(self._create, created[:CREATES_A_TURN])
+        if created[CREATES_A_TURN:]:
+            return 0.0
+        if Created.CONFLICT in made:
+            return 0.0  # its runs fail at once, and say why
+        return GOING_AGAIN_S if Created.GOING in made else None
 
-    def _create(self, action: CreateJob) -> None:
+    def _each(self, act: Callable[[T], Any], items: list[T]) -> list[Any]:
+        """`act` on every item, several at once where there are writers; the first error is raised."""
+        if self._pool is None or len(items) < 2:
+            return [act(item) for item in items]
+        return list(self._pool.map(act, items))
+
+    def _record(self, name: str, record: AttemptRecord) -> None:
+        LOG.info("controller: %s %s: %s", record.job, record.failure or "done", record.evidence)
+        self.cluster.put_record(name, record.job, record.to_json())
+
+    def _create(self, action: CreateJob) -> Created:
         manifest = render_job(action.request, self.profile, check_schema=self.check_schema)
         if action.runs:
             manifest["metadata"].setdefault("annotations", {})[ANNOTATION_RUNS] = ",".join(action.runs)
@@ -195,7 +264,22 @@ class Controller:
         if made is Created.CREATED:
             self._created[action.name] += 1
         elif made is Created.CONFLICT:
-            self._conflicts.add(action.name)
+            self._conflicts[action.name] = self.clock() + CONFLICT_HOLDS_S
+        return made
+
+    def _tell(self, name: str, before: Mapping[str, Any] | None, status: SweepStatus) -> float | None:
+        """Store the status and tell what is new in it; in how many seconds, if it was told only just now."""
+        value, now = status.to_json(), self.clock()
+        if value == before:
+            return None
+        left_s = self._told_at.get(name, -self.tell_every_s) + self.tell_every_s - now
+        if left_s > 0 and not status.finished:
+            return left_s
+        self.cluster.put_status(name, value)
+        self._told_at[name] = now
+        for event in news(before, status):
+            self.cluster.put_event(name, event)
+        return None
 
 
 def stored_control(stored: Mapping[str, Any]) -> Control:

@@ -111,13 +111,35 @@ def runs_of(job: ObservedJob) -> tuple[str, ...]:
 
 def read_records(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, AttemptRecord]:
     """Stored records by Job name; what does not fit the schema is left out, so its attempt is run again."""
-    records = {}
-    for job, value in stored.items():
-        try:
-            records[job] = AttemptRecord.model_validate(value)
-        except ValidationError:
-            continue
-    return records
+    records = {job: _read(value) for job, value in stored.items()}
+    return {job: record for job, record in records.items() if record is not None}
+
+
+def _read(value: Mapping[str, Any]) -> AttemptRecord | None:
+    try:
+        return AttemptRecord.model_validate(value)
+    except ValidationError:
+        return None
+
+
+class RecordReader:
+    """As read_records, but a record that was read before is not parsed again: it never changes."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[str, tuple[Mapping[str, Any], AttemptRecord | None]]] = {}
+
+    def __call__(self, sweep: str, stored: Mapping[str, Mapping[str, Any]]) -> dict[str, AttemptRecord]:
+        """The records of a sweep by Job name."""
+        known, now = self._known.get(sweep, {}), {}
+        for job, value in stored.items():
+            old = known.get(job)
+            now[job] = old if old is not None and old[0] == value else (value, _read(value))
+        self._known[sweep] = now
+        return {job: record for job, (_, record) in now.items() if record is not None}
+
+    def forget(self, sweep: str) -> None:
+        """Drop what was read of a sweep."""
+        self._known.pop(sweep, None)
 
 
 def histories(observed: Observed, now: float) -> dict[Unit, History]:

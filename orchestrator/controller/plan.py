@@ -1,4 +1,4 @@
-"""What to do next with a sweep: PURE. Records first, then Jobs to delete, then Jobs to create.
+"""What to do next with a sweep: PURE. Records first, then Jobs to let go, to delete, to create.
 
 Policies are one function each. A quiet world gives no action, and nothing that is done is run again.
 """
@@ -58,7 +58,14 @@ class CreateJob:
     runs: tuple[str, ...] = ()
 
 
-Action = RecordAttempt | DeleteJob | CreateJob
+@dataclass(frozen=True)
+class RetireJob:
+    """Let a finished Job go: its outcome is recorded."""
+
+    name: str
+
+
+Action = RecordAttempt | RetireJob | DeleteJob | CreateJob
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,8 @@ def plan(
     wanted = _wanted(world, evaluation, told, blocked)
     creates = _window(world, wanted)
     status = status_of(world, told, blocked, finished=_finished(world, deletes, creates))
-    return Plan((*map(RecordAttempt, records), *deletes, *creates), status, told)
+    actions: tuple[Action, ...] = (*map(RecordAttempt, records), *_retirements(world), *deletes, *creates)
+    return Plan(actions, status, told)
 
 
 def changes(
@@ -145,6 +153,13 @@ def _released(world: World) -> bool:
         step.verb == "done" or (step.job and any(pod.ready for pod in step.job.pods))
         for step in world.trains.values()
     )
+
+
+def _retirements(world: World) -> Iterator[RetireJob]:
+    """Finished Jobs whose outcome is stored: before that, their deletion would make them run again."""
+    for job in world.observed.jobs:
+        if job.finished and not job.retired and job.name in world.observed.records:
+            yield RetireJob(job.name)
 
 
 def _deletions(world: World) -> Iterator[DeleteJob]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +19,7 @@ from orchestrator.controller.observed import Observed
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
 from orchestrator.controller.requests import fetch_unit
 from orchestrator.controller.world import Next, World, settled
+from orchestrator.errors import JobRefusedError
 from orchestrator.sweep.expand import Run
 from orchestrator.sweep.spec import Sweep
 from trainer.results import Stage
@@ -56,6 +58,7 @@ class Condition(BaseModel):
     status: Literal["True", "False"]
     reason: str
     message: str = ""
+    lastTransitionTime: str | None = None
 
 
 class Failure(BaseModel):
@@ -79,7 +82,8 @@ class Best(BaseModel):
 
 
 class SweepStatus(BaseModel):
-    """The status of a Sweep. `active` counts unfinished Jobs; `control` identifies the commands seen.
+    """The status of a Sweep. `active` counts unfinished Jobs; `control` identifies the commands seen, and
+    `observedGeneration` the spec they came with.
 
     `finished`: nothing runs and nothing will start unless someone changes something.
     """
@@ -92,6 +96,7 @@ class SweepStatus(BaseModel):
     gpuHours: float = 0.0
     failures: list[Failure] = Field(default_factory=list)
     control: str = ""
+    observedGeneration: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -185,6 +190,31 @@ def unrenderable(status: SweepStatus, faults: str) -> SweepStatus:
     halted = Condition(type="Halted", status="True", reason="CannotRender", message=faults[:MESSAGE_LIMIT])
     update = {"conditions": [*status.conditions, halted], "finished": status.active == 0}
     return status.model_copy(update=update)
+
+
+def waiting(status: SweepStatus, refused: JobRefusedError) -> SweepStatus:
+    """The status of a sweep whose next Job is not taken: it is tried again until it is."""
+    held = Condition(type="JobsRefused", status="True", reason=refused.reason, message=str(refused))
+    return status.model_copy(update={"conditions": [*status.conditions, held], "finished": False})
+
+
+def stamped(
+    status: SweepStatus, before: Mapping[str, Any] | None, generation: int | None, now: float
+) -> SweepStatus:
+    """With the generation that was observed, and the time (Unix seconds) since which each condition holds.
+
+    `before` is the stored status: a condition that still has its state keeps its time.
+    """
+    since = {
+        (one.get("type"), one.get("status")): one.get("lastTransitionTime")
+        for one in (before or {}).get("conditions") or []
+    }
+    stamp = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    conditions = [
+        one.model_copy(update={"lastTransitionTime": since.get((one.type, one.status)) or stamp})
+        for one in status.conditions
+    ]
+    return status.model_copy(update={"conditions": conditions, "observedGeneration": generation})
 
 
 def control_digest(world: World) -> str:

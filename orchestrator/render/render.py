@@ -170,7 +170,6 @@ def _overlay(manifest: dict[str, Any], request: JobRequest, profile: Profile) ->
     queue = request.scheduling.queue
     meta = manifest["metadata"]
     meta["name"] = request.name
-    meta["namespace"] = profile.namespace
     meta["labels"] = labels | ({QUEUE_LABEL: queue} if queue else {})
     meta["annotations"] = naming.job_annotations(request.run_id, request.digest)
     if request.sweep_uid:

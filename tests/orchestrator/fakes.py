@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.cluster.base import Condition, Created, ObservedJob, ObservedPod
+from orchestrator.cluster.base import Condition, Created, Event, ObservedJob, ObservedPod
+from orchestrator.errors import JobRefusedError
 from orchestrator.sweep.naming import ANNOTATION_DIGEST, ANNOTATION_RUN, LABEL_STAGE, LABEL_SWEEP
 
 COMPLETE = {"Complete": Condition("CompletionsReached")}
@@ -23,6 +24,8 @@ class FakeCluster:
         self.made: dict[str, ObservedJob] = {}
         self.stored_records: dict[str, dict[str, Any]] = {}
         self.calls: list[tuple[str, str]] = []
+        self.events: list[tuple[str, Event]] = []
+        self.refusal: JobRefusedError | None = None
         self.on_wait: Callable[[FakeCluster], None] = lambda cluster: None
 
     def clock(self) -> float:
@@ -50,6 +53,8 @@ class FakeCluster:
         return [job for job in self.made.values() if job.labels[LABEL_SWEEP] == sweep]
 
     def create_job(self, manifest: Mapping[str, Any]) -> Created:
+        if self.refusal:
+            raise self.refusal
         metadata = manifest["metadata"]
         container = manifest["spec"]["template"]["spec"]["containers"][0]
         gpus = container.get("resources", {}).get("limits", {}).get("nvidia.com/gpu", 0)
@@ -79,6 +84,14 @@ class FakeCluster:
             return False
         self.stored_records[job] = json.loads(json.dumps(record))
         return True
+
+    def retire_job(self, name: str, after_s: int) -> None:
+        self.calls.append(("retire_job", name))
+        if name in self.made:
+            self.set_state(name, retired=True)
+
+    def put_event(self, sweep: str, event: Event) -> None:
+        self.events.append((sweep, event))
 
     def logs(self, job: str, *, follow: bool = False, tail: int | None = None) -> Iterator[str]:
         return iter(())

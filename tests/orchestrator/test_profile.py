@@ -16,20 +16,20 @@ def test_profile_without_a_file_is_the_defaults(tmp_path, monkeypatch):
 def test_profile_reads_orch_toml_of_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "orch.toml").write_text(
-        'namespace = "lab"\ntolerations = [{key = "gpu", operator = "Exists"}]\n[gpuTypes]\nH100 = ["X"]\n'
+        'volumeClaim = "lab"\ntolerations = [{key = "gpu", operator = "Exists"}]\n[gpuTypes]\nH100 = ["X"]\n'
     )
     profile = load_profile()
-    assert (profile.namespace, profile.gpuTypes) == ("lab", {"H100": ["X"]})
+    assert (profile.volumeClaim, profile.gpuTypes) == ("lab", {"H100": ["X"]})
     assert profile.tolerations[0].key == "gpu"
 
 
 def test_profile_tells_every_fault_with_file_and_field(tmp_path):
     path = tmp_path / "lab.toml"
-    path.write_text('namespce = "x"\nmaxMemory = "lots"\nimage = 3\n')
+    path.write_text('volumeClam = "x"\nmaxMemory = "lots"\nimage = 3\n')
     with pytest.raises(UserError) as caught:
         load_profile(path)
     lines = str(caught.value).splitlines()
-    assert lines[0] == f"{path}: namespce is no profile field; did you mean namespace?"
+    assert lines[0] == f"{path}: volumeClam is no profile field; did you mean volumeClaim?"
     assert [line.split(": ")[1] for line in lines[1:]] == ["image", "maxMemory"]
 
 

@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster.base import Created
-from orchestrator.controller.loop import Controller
+from orchestrator.controller.loop import (
+    CONFLICT_HOLDS_S,
+    CREATES_A_TURN,
+    GOING_AGAIN_S,
+    REFUSED_AGAIN_S,
+    Controller,
+)
 from orchestrator.controller.outcome import AttemptRecord
-from orchestrator.errors import ClusterError, NotFoundError
+from orchestrator.errors import ClusterError, JobRefusedError, NotFoundError
 from orchestrator.profile import Profile
 from orchestrator.sweep.naming import ANNOTATION_RUNS, LABEL_STAGE
 from orchestrator.sweep.spec import Sweep
@@ -86,7 +92,7 @@ def test_a_stored_sweep_that_no_longer_expands_is_refused_with_every_fault() -> 
     cluster, controller = submitted(a_sweep(1))
     spec: dict[str, Any] = cluster.stored["demo"]["spec"]
     spec["params"] = {"lmbdaa": 1, "beta": 7}
-    status = controller.step("demo")
+    status = controller.step("demo").status
     [accepted] = status.conditions
     assert (accepted.type, accepted.status) == ("Accepted", "False")
     assert "lmbdaa" in accepted.message
@@ -186,3 +192,114 @@ def test_drain_ends_running_jobs_so_that_the_next_turn_goes_on_at_once() -> None
     controller.step("demo")
     made = sorted(name for kind, name in cluster.calls[-3:] if kind == "create_job")
     assert made == sorted([waiting, running.removesuffix("1") + "2"])
+
+
+def test_a_finished_job_is_let_go_only_after_its_outcome_is_stored() -> None:
+    cluster, controller = submitted(a_sweep(1))
+    controller.step("demo")
+    for name in list(cluster.made):
+        cluster.set_state(name, retired=False)
+    controller.step("demo")
+    assert "retire_job" not in dict(cluster.calls)  # they run still
+    finish_all(cluster)
+    cluster.calls.clear()
+    controller.step("demo")
+    kinds = [kind for kind, _ in cluster.calls]
+    assert kinds[:4] == ["put_record", "put_record", "retire_job", "retire_job"]
+    cluster.calls.clear()
+    controller.step("demo")
+    assert "retire_job" not in dict(cluster.calls)
+
+
+def test_a_job_that_a_quota_refuses_is_tried_again_and_the_sweep_says_so() -> None:
+    cluster, controller = submitted(a_sweep(1))
+    cluster.refusal = JobRefusedError("jobs.batch is forbidden: exceeded quota: q", "QuotaExceeded")
+    turn = controller.step("demo")
+    held = next(one for one in turn.status.conditions if one.type == "JobsRefused")
+    assert (held.reason, turn.status.finished) == ("QuotaExceeded", False)
+    assert "exceeded quota" in held.message
+    assert turn.again_s == REFUSED_AGAIN_S
+    assert [(event.reason, event.warning) for _, event in cluster.events] == [
+        ("Accepted", False),
+        ("QuotaExceeded", True),
+    ]
+    cluster.refusal = None
+    assert all(one.type != "JobsRefused" for one in controller.step("demo").status.conditions)
+    assert stages(cluster) == ["fetch", "fetch"]
+
+
+def test_a_name_that_a_job_of_a_deleted_sweep_holds_is_waited_for() -> None:
+    cluster, controller = submitted(a_sweep(1))
+    add = cluster.add
+    cluster.add = lambda *_: Created.GOING  # type: ignore[method-assign]
+    turn = controller.step("demo")
+    assert (turn.again_s, turn.status.counts["failed"], turn.status.finished) == (GOING_AGAIN_S, 0, False)
+    cluster.add = add  # type: ignore[method-assign]
+    assert controller.step("demo").again_s is None
+    assert stages(cluster) == ["fetch", "fetch"]
+
+
+def test_a_name_that_is_given_up_is_taken_later() -> None:
+    cluster, controller = submitted(a_sweep(1))
+    add = cluster.add
+    cluster.add = lambda *_: Created.CONFLICT  # type: ignore[method-assign]
+    assert controller.step("demo").again_s == 0.0
+    assert controller.step("demo").status.counts["failed"] == 1
+    cluster.add = add  # type: ignore[method-assign]
+    cluster.now += CONFLICT_HOLDS_S
+    assert controller.step("demo").status.counts["failed"] == 0
+    assert stages(cluster) == ["fetch", "fetch"]
+
+
+def test_many_jobs_are_made_in_several_turns_so_that_outcomes_are_stored_between() -> None:
+    cluster, controller = submitted(a_sweep(CREATES_A_TURN + 10, scheduling={"parallelism": 1000}))
+    controller.step("demo")
+    finish_all(cluster)
+    assert controller.step("demo").again_s == 0.0
+    assert stages(cluster).count("train") == CREATES_A_TURN
+    assert controller.step("demo").again_s is None
+    assert stages(cluster).count("train") == CREATES_A_TURN + 10
+
+
+def test_a_status_is_told_at_most_every_so_often_but_its_end_at_once() -> None:
+    cluster, controller = submitted(a_sweep(1))
+    controller.step("demo")
+    finish_all(cluster)
+    controller.tell_every_s = 2.0
+    controller.step("demo")  # told just now
+    [train] = [name for name, job in cluster.made.items() if job.labels[LABEL_STAGE] == "train"]
+    cluster.start(train)
+    cluster.now += 0.5
+    turn = controller.step("demo")
+    assert (turn.again_s, turn.status.counts["running"]) == (1.5, 1)
+    assert cluster.stored["demo"]["status"]["counts"]["running"] == 0
+    cluster.now += 1.5
+    turn = controller.step("demo")
+    assert cluster.stored["demo"]["status"] == turn.status.to_json()
+    cluster.on_wait = finish_all
+    end = controller.run(until_done=True)["demo"]
+    assert cluster.stored["demo"]["status"] == end.to_json()
+
+
+def test_a_condition_keeps_the_time_since_which_it_holds() -> None:
+    cluster, controller = submitted(a_sweep(1))
+    first = controller.step("demo").status
+    cluster.now += 3600
+    finish_all(cluster)
+    second = controller.step("demo").status
+    assert [one.lastTransitionTime for one in second.conditions] == [
+        one.lastTransitionTime for one in first.conditions
+    ]
+    cluster.on_wait = finish_all
+    last = controller.run(until_done=True)["demo"]
+    times = {one.type: one.lastTransitionTime for one in last.conditions}
+    assert times["Accepted"] == first.conditions[0].lastTransitionTime
+    assert times["Complete"] > first.conditions[1].lastTransitionTime
+
+
+def test_events_are_told_once_however_many_turns_pass() -> None:
+    cluster, controller = submitted(a_sweep(1))
+    cluster.on_wait = finish_all
+    controller.run(until_done=True)
+    controller.step("demo")
+    assert [event.reason for _, event in cluster.events] == ["Accepted", "AllDone"]
