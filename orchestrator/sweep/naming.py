@@ -21,6 +21,12 @@ ANNOTATION_RUN = "orch.dev/run-id"
 ANNOTATION_RUNS = "orch.dev/runs"
 """Run ids whose adapters an eval Job measures, comma-separated: its own id is only a hash of them."""
 
+PART_OF = "orch"
+LABEL_PART_OF = "app.kubernetes.io/part-of"
+"""On what `orch install` makes: LABEL_MANAGED_BY marks only what the controller makes."""
+ANNOTATION_VERSION = "orch.dev/version"
+"""Of the CustomResourceDefinition: version of the orch that made it, `+`, and 8 hex over its schema."""
+
 JOB_NAME_LIMIT = 52
 """Pods and indexed Jobs append up to 11 characters to it, and a label holds 63."""
 SWEEP_NAME_LIMIT = 28

@@ -124,10 +124,13 @@ class Resources(Spec):
         description="Any of these types, in order of preference; the profile maps them to node labels.",
     )
     cpu: Float = Field(4, gt=0, le=1024, description="CPU cores; 0.5 is half a core.")
-    memory: str = Field("8Gi", pattern=r"^[1-9][0-9]{0,5}(Mi|Gi|Ti)$", description="Main memory.")
+    memory: str = Field(
+        "8Gi", pattern=r"^[1-9][0-9]{0,5}(Mi|Gi|Ti)$", max_length=8, description="Main memory."
+    )
     maxDuration: str = Field(
         "24h",
         pattern=r"^[1-9][0-9]{0,5}[smhd]$",
+        max_length=7,
         description="Longest running time of an attempt, time in the queue not counted: 90m, 24h, 2d.",
     )
 
