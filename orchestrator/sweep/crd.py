@@ -1,6 +1,6 @@
 """The schema of a sweep file → the CustomResourceDefinition of Sweep.
 
-python -m orchestrator.sweep.crd > manifests/crd.yaml
+python -m orchestrator.sweep.crd > manifests/base/crd.yaml
 
 Pure. The API server accepts *structural* schemas only: no references, no unions, every field typed once.
 What it cannot say, the loader says for files and the controller for stored Sweeps (`Accepted=False`).
@@ -41,7 +41,7 @@ Schema = dict[str, Any]
 
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "sweeps"
-HEAD = "# Made by `python -m orchestrator.sweep.crd > manifests/crd.yaml`; a test fails when it is old.\n"
+HEAD = "# Made by `python -m orchestrator.sweep.crd > manifests/base/crd.yaml`; a test fails when it is old.\n"
 
 _COPIED = ("type", "enum", "pattern", "minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum")
 _MAP_BOUNDS = ("minProperties", "maxProperties")
@@ -271,7 +271,7 @@ def _without(schema: Schema, key: str) -> Schema:
 
 
 def page() -> str:
-    """manifests/crd.yaml."""
+    """manifests/base/crd.yaml."""
     return HEAD + yaml.dump(crd(), Dumper=_Plain, sort_keys=False, width=110, allow_unicode=True)
 
 

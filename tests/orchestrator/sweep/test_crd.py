@@ -56,8 +56,8 @@ def _at(path: str) -> dict[str, Any]:
 
 
 def test_manifest_is_up_to_date():
-    manifest = (ROOT / "manifests" / "crd.yaml").read_text(encoding="utf-8")
-    assert manifest == page(), "run: python -m orchestrator.sweep.crd > manifests/crd.yaml"
+    manifest = (ROOT / "manifests" / "base" / "crd.yaml").read_text(encoding="utf-8")
+    assert manifest == page(), "run: python -m orchestrator.sweep.crd > manifests/base/crd.yaml"
 
 
 def test_manifest_reads_back_as_the_definition():
