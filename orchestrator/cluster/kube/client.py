@@ -164,13 +164,13 @@ class Api:
         """Events as raw JSON lines, ERROR events too, until the server ends it after `timeout_s`."""
         request = Request("watch", path, self.host)
         query |= {"watch": "1", "timeoutSeconds": str(max(1, round(timeout_s)))}
-        read_s = timeout_s + self._transport.timeouts.watch_grace_s
-        return Stream(request, self._transport.open(request, query, read_s=read_s), whole_lines=True)
+        idle_s = timeout_s + self._transport.timeouts.watch_grace_s
+        return Stream(request, self._transport.open_stream(request, query, idle_s=idle_s), whole_lines=True)
 
-    def stream(self, path: str, **query: str) -> Stream:
-        """Lines of a text that may go on for ever, such as a log; silence is no fault, a vanished peer is."""
+    def stream(self, path: str, *, idle_s: float | None = None, **query: str) -> Stream:
+        """Lines of a text that may go on for ever, such as a log; `idle_s` of silence are a fault."""
         request = Request("GET", path, self.host)
-        return Stream(request, self._transport.open(request, query, read_s=None), whole_lines=False)
+        return Stream(request, self._transport.open_stream(request, query, idle_s=idle_s), whole_lines=False)
 
     def pages(self, path: str, *, limit: int = 500, **query: str) -> Iterator[bytes]:
         """A list as raw pages of `limit` objects (0: all at once); Gone when it took too long between two."""

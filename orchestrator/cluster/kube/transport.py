@@ -84,6 +84,17 @@ class Transport:
                 self.on_warning(text)
         return response
 
+    def open_stream(
+        self, request: Request, query: Mapping[str, str], *, idle_s: float | None
+    ) -> urllib3.BaseHTTPResponse:
+        """As `open`, and then `idle_s` seconds between two reads of the body (None: no limit)."""
+        response = self.open(request, query, read_s=self.timeouts.read_s)
+        # The headers came within the time of any other answer; only the body may take its time.
+        sock = getattr(response.connection, "sock", None)
+        if sock is not None:
+            sock.settimeout(idle_s)
+        return response
+
     def _exchange(
         self,
         request: Request,
