@@ -41,7 +41,9 @@ Schema = dict[str, Any]
 
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "sweeps"
-HEAD = "# Made by `python -m orchestrator.sweep.crd > manifests/base/crd.yaml`; a test fails when it is old.\n"
+HEAD = (
+    "# Made by `python -m orchestrator.sweep.crd > manifests/base/crd.yaml`; a test fails when it is old.\n"
+)
 
 _COPIED = ("type", "enum", "pattern", "minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum")
 _MAP_BOUNDS = ("minProperties", "maxProperties")
