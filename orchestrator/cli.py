@@ -9,6 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator import cli_control, cli_install
+from orchestrator.cli_options import (
+    As,
+    File,
+    Globals,
+    Local,
+    Namespace,
+    Output,
+    RunName,
+    SweepName,
+    Wait,
+    placed,
+)
+from orchestrator.cli_say import go_on, print_json
+
 if TYPE_CHECKING:
     from orchestrator.client.session import Session
 
@@ -19,13 +34,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-
-
-class Output(StrEnum):
-    """For people, or for programs."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 class ResultsOutput(StrEnum):
@@ -46,105 +54,112 @@ class LogStage(StrEnum):
     EVAL = "eval"
 
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="A sweep file.")]
-SweepName = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a submitted sweep.")]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="Run name, run id, or SWEEP/RUN.")]
-RunNames = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; none given: all.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Stay until it is finished; exit 3 if a run failed.")]
-Local = Annotated[
-    bool, typer.Option("--local", help="Run the Jobs on this machine: the only place so far, so the default.")
-]
-As = Annotated[Output, typer.Option("-o", "--output", help="Output form.")]
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"orch {version('orch')}")
+        raise typer.Exit
 
 
 @app.callback()
 def options(
     context: typer.Context,
-    dump: Annotated[Path, typer.Option(envvar="ORCH_DUMP", help="Folder of all artefacts and state.")] = Path(
-        "dump"
-    ),
-    profile: Annotated[
-        Path | None, typer.Option(help="The lab's defaults; ./orch.toml if it exists.")
+    dump: Annotated[
+        Path | None,
+        typer.Option(envvar="ORCH_DUMP", help="Folder of all artefacts and state here; default dump."),
     ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="The lab's defaults; ./orch.toml, or the cluster's own.")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """On-policy-distillation sweeps: one YAML file in, a table of results that can be trusted out."""
-    context.obj = (dump, profile)
+    context.obj = Globals(dump, profile)
 
 
 @app.command()
-def plan(context: typer.Context, file: File, output: As = Output.TEXT) -> None:
+@placed
+def plan(session: Session, file: File, output: As = Output.TEXT) -> None:
     """Show what submitting FILE would do: + new, = exists, ~ changed, - removed."""
     from orchestrator import screen
     from orchestrator.client import plan as plans
 
-    planned = plans.plan(_session(context), file)
+    planned = plans.plan(session, file)
     if output is Output.JSON:
-        _print_json(plans.to_json(planned))
+        print_json(plans.to_json(planned))
     else:
         screen.show_plan(screen.console(), planned)
 
 
 @app.command()
+@placed
 def submit(
-    context: typer.Context,
+    session: Session,
     file: File,
-    local: Local = True,
     wait: Wait = False,
     prune: Annotated[bool, typer.Option("--prune", help="End Jobs of runs no longer in FILE.")] = False,
+    output: As = Output.TEXT,
 ) -> None:
     """Store the sweep of FILE and run what is not done yet. Submitting again goes on where it was."""
     from orchestrator.client import submit as submits
 
-    session = _session(context)
     sweep, runs, wrote = submits.submit(session, file, prune=prune)
     name = sweep.metadata.name
-    print(f"{name}: {len(runs)} runs, {'submitted' if wrote else 'unchanged'}; state in {session.dump}")
-    _go_on(session, name, wait, again=f"submit {file} --local --wait")
+    said = {"sweep": name, "runs": [run.id for run in runs], "changed": wrote}
+    text = f"{name}: {len(runs)} runs, {'submitted' if wrote else 'unchanged'} {session.where}"
+    go_on(session, name, wait, text, said, output, again=f"submit {file} --wait")
 
 
 @app.command()
+@placed
 def status(
-    context: typer.Context,
+    session: Session,
     sweep: Annotated[str | None, typer.Argument(metavar="[SWEEP]", help="One sweep; default all.")] = None,
     output: As = Output.TEXT,
     watch: Annotated[
         bool, typer.Option("-w", "--watch", help="Show again until finished or Ctrl-C.")
     ] = False,
+    mine: Annotated[bool, typer.Option("--mine", help="Only sweeps that I submitted.")] = False,
 ) -> None:
     """Show how far sweeps are, or every run of one SWEEP."""
     from orchestrator.commands import status as statuses
 
-    session = _session(context)
     if output is Output.JSON:
-        _print_json(statuses.to_json(session, sweep))
+        print_json(statuses.to_json(session, sweep, mine=mine))
     else:
-        statuses.show(session, sweep, watch=watch)
+        statuses.show(session, sweep, watch=watch, mine=mine)
 
 
 @app.command("eval")
+@placed
 def evaluate(
-    context: typer.Context,
+    session: Session,
     after: Annotated[str, typer.Option("--after", metavar="SWEEP", help="Evaluate this sweep's adapters.")],
     tasks: Annotated[
         list[str] | None, typer.Option("--tasks", help="lm-eval tasks: a,b or repeated.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Items per task.")] = None,
     eval_teacher: Annotated[bool, typer.Option(help="Measure the teacher too.")] = True,
-    local: Local = True,
     wait: Wait = False,
+    output: As = Output.TEXT,
 ) -> None:
     """Evaluate every adapter of a submitted sweep once more, as soon as each is trained."""
     from orchestrator.client import submit as submits
 
-    session = _session(context)
     wrote = submits.ask_eval(session, after, tasks or [], limit=limit, teacher=eval_teacher)
-    print(f"{after}: evaluation {'asked for' if wrote else 'was asked for already'}")
-    _go_on(session, after, wait, again=f"submit FILE --wait, with the file of {after}")
+    said = {"sweep": after, "changed": wrote}
+    text = f"{after}: evaluation {'asked for' if wrote else 'was asked for already'}"
+    again = f"submit FILE --wait, with the file of {after}"
+    go_on(session, after, wait, text, said, output, again=again)
 
 
 @app.command()
+@placed
 def results(
-    context: typer.Context,
+    session: Session,
     sweep: SweepName,
     output: Annotated[
         ResultsOutput, typer.Option("-o", "--output", help="Output form.")
@@ -153,12 +168,13 @@ def results(
     """Show what was measured: the table, with errors, paired marks and recovered shares."""
     from orchestrator.commands.measured import show_results
 
-    show_results(_session(context), sweep, output.value)
+    show_results(session, sweep, output.value)
 
 
 @app.command()
+@placed
 def logs(
-    context: typer.Context,
+    session: Session,
     run: RunName,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until its Job ends.")] = False,
     stage: Annotated[LogStage | None, typer.Option("--stage", help="Default: its newest Job.")] = None,
@@ -167,78 +183,55 @@ def logs(
     """Show the log of RUN's newest Job."""
     from orchestrator.client.why import logs as lines
 
-    for line in lines(_session(context), run, follow=follow, stage=stage.value if stage else None, tail=tail):
+    for line in lines(session, run, follow=follow, stage=stage.value if stage else None, tail=tail):
         print(line, flush=follow)
 
 
 @app.command()
-def why(context: typer.Context, run: RunName) -> None:
+@placed
+def why(session: Session, run: RunName, output: As = Output.TEXT) -> None:
     """Say what happened to RUN: each attempt, the evidence, the remedy, and what comes next."""
     from orchestrator import screen
-    from orchestrator.client.why import why as account
+    from orchestrator.client import why as whys
 
-    screen.show_account(screen.console(), account(_session(context), run))
-
-
-@app.command()
-def cancel(context: typer.Context, sweep: SweepName, runs: RunNames = None) -> None:
-    """End runs of SWEEP, all unless named; their Jobs checkpoint first. `orch retry` takes it back."""
-    from orchestrator.client.cancel import cancel as end
-
-    names, elsewhere = end(_session(context), sweep, runs or [])
-    print(f"{sweep}: cancelled {', '.join(names)}" + ("; its controller ends the Jobs" if elsewhere else ""))
+    account = whys.why(session, run)
+    if output is Output.JSON:
+        print_json(whys.to_json(account))
+    else:
+        screen.show_account(screen.console(), account)
 
 
 @app.command()
-def retry(context: typer.Context, sweep: SweepName, runs: RunNames = None, wait: Wait = False) -> None:
-    """Give the failed or cancelled runs of SWEEP, all unless named, another attempt."""
-    from orchestrator.client import submit as submits
-
-    session = _session(context)
-    names = submits.ask_retry(session, sweep, runs or [])
-    print(f"{sweep}: {'tries again ' + ', '.join(names) if names else 'no run has failed or was cancelled'}")
-    if names:
-        _go_on(session, sweep, wait, again=f"submit FILE --wait, with the file of {sweep}")
-
-
-@app.command()
-def render(context: typer.Context, file: File, run: RunName) -> None:
+@placed
+def render(session: Session, file: File, run: RunName) -> None:
     """Print the Kubernetes Job that a RUN of FILE becomes, checked against batch/v1."""
     from orchestrator.client.manifest import manifest
 
-    print(manifest(_session(context).profile, file, run), end="")
+    print(manifest(session.profile, file, run), end="")
 
 
 @app.command(hidden=True)
-def controller(context: typer.Context, local: Local = True) -> None:
-    """Work on all sweeps until nothing is left to do; submit starts it in the background."""
-    from orchestrator.client.wait import control_loop
+def controller(
+    context: typer.Context,
+    local: Local = False,
+    namespace: Namespace = None,
+    port: Annotated[int, typer.Option(help="Of /healthz, /readyz and /metrics; 0: any.")] = 8080,
+) -> None:
+    """Work on all sweeps of a namespace until SIGTERM; with --local on those here until nothing is left."""
+    options: Globals = context.obj
+    if local:
+        from orchestrator.client.local import DEFAULT_DUMP, LocalSession
+        from orchestrator.client.wait import control_loop
 
-    control_loop(_session(context))
-
-
-def _session(context: typer.Context) -> Session:
-    from orchestrator.client.session import Session
-
-    return Session(*context.obj)
-
-
-def _go_on(session: Session, sweep: str, wait: bool, *, again: str) -> None:
-    """See that a controller works on the sweep; with `wait` stay, show progress and then the results."""
-    from orchestrator.commands.follow import follow, leave
-
-    if not wait:
-        print(leave(session, sweep))
+        control_loop(LocalSession(options.dump or DEFAULT_DUMP, options.profile))
         return
-    code = follow(session, sweep, again)
-    if code:
-        raise typer.Exit(code)
+    from orchestrator.controller.serve import serve
+
+    raise typer.Exit(serve(namespace, options.profile, port))
 
 
-def _print_json(value: object) -> None:
-    import json
-
-    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+cli_control.register(app)
+cli_install.register(app)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -105,15 +105,26 @@ def load_profile(path: Path | None = None) -> Profile:
         if not path.exists():
             return Profile()
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read, got {error}; give a TOML file of defaults") from error
+    return parse_profile(text, str(path))
+
+
+def parse_profile(text: str, place: str) -> Profile:
+    """The profile in `text`; `place` heads every message. UserError with every fault."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{place}: cannot be read, got {error}; give a TOML file of defaults") from error
     try:
         return Profile.model_validate(table)
     except ValidationError as error:
         unknown = [key for key in table if key not in Profile.model_fields]
-        faults = [f"{path}: {key} is no profile field{nearest(key, Profile.model_fields)}" for key in unknown]
-        faults += [f"{path}: {fault}" for fault in describe(error, "", table) if not _names(fault, unknown)]
+        faults = [
+            f"{place}: {key} is no profile field{nearest(key, Profile.model_fields)}" for key in unknown
+        ]
+        faults += [f"{place}: {fault}" for fault in describe(error, "", table) if not _names(fault, unknown)]
         raise UserError("\n".join(faults)) from error
 
 

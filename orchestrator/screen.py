@@ -90,10 +90,10 @@ def _named(name: str, also: Sequence[str]) -> str:
     return f"{name} (+{len(also)} name{'s' * (len(also) > 1)})" if also else name
 
 
-def show_sweeps(out: Console, sweeps: Sequence[Mapping[str, Any]]) -> None:
+def show_sweeps(out: Console, sweeps: Sequence[Mapping[str, Any]], where: str = "here") -> None:
     """All stored Sweep objects: how many runs are where."""
     if not sweeps:
-        out.print("no sweep was submitted here; submit one with `orch submit FILE`")
+        out.print(f"no sweep was submitted {where}; submit one with `orch submit FILE`")
         return
     table = grid(
         "sweep",
@@ -124,13 +124,18 @@ def show_sweeps(out: Console, sweeps: Sequence[Mapping[str, Any]]) -> None:
 def condition(status: Mapping[str, Any]) -> str:
     """What the controller said last, in a few words: the refusal or halt if there is one."""
     by_type = {one["type"]: one for one in status.get("conditions") or []}
-    for kind in ("Suspended", "Halted"):
+    complete = by_type.get("Complete", {}).get("message")
+    return held(status) or str(complete or "not seen by a controller yet")
+
+
+def held(status: Mapping[str, Any]) -> str:
+    """What keeps a sweep from going on, as its controller said it; empty when nothing does."""
+    by_type = {one["type"]: one for one in status.get("conditions") or []}
+    for kind, word in (("Suspended", "suspended"), ("Halted", "halted"), ("JobsRefused", "waits")):
         if kind in by_type:
-            return f"{kind.lower()}: {by_type[kind].get('message', '')}"
-    accepted = by_type.get("Accepted")
-    if accepted and accepted["status"] == "False":
-        return f"refused: {accepted.get('message', '')}"
-    return str(by_type.get("Complete", {}).get("message") or "not seen by a controller yet")
+            return f"{word}: {by_type[kind].get('message', '')}"
+    accepted = by_type.get("Accepted", {})
+    return f"refused: {accepted.get('message', '')}" if accepted.get("status") == "False" else ""
 
 
 def bars_fit(out: Console) -> bool:

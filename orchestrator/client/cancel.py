@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 from orchestrator.client.session import Session, find
+from orchestrator.controller.loop import Controller
 from orchestrator.controller.observed import ALL_RUNS, runs_of, unit_of
-
-POLL_S = 1.0
 
 
 def cancel(session: Session, name: str, runs: Sequence[str]) -> tuple[list[str], bool]:
@@ -15,22 +15,21 @@ def cancel(session: Session, name: str, runs: Sequence[str]) -> tuple[list[str],
     stored = session.sweep(name)
     chosen = [find(text, [stored]).run for text in runs] or list(stored.runs)
     asked = [run.id for run in chosen] if runs else [ALL_RUNS]
-    session.control(name, cancel=list(dict.fromkeys([*stored.control.cancel, *asked])))
-    with session.lead() as leading:
-        if leading:
-            _end_jobs(session, name, {run.id for run in chosen})
-    return [run.name for run in chosen], not leading
+    session.command(name, lambda now: {"cancel": list(dict.fromkeys([*now.cancel, *asked]))})
+    with session.lead() as make:
+        if make:
+            _end_jobs(session, make(threading.Event()), name, {run.id for run in chosen})
+    return [run.name for run in chosen], make is None
 
 
-def _end_jobs(session: Session, name: str, runs: set[str]) -> None:
+def _end_jobs(session: Session, controller: Controller, name: str, runs: set[str]) -> None:
     """Turns of the controller until the runs' Jobs are ended and recorded; meanwhile nothing new starts."""
-    controller = session.controller()
     suspended = session.sweep(name).control.suspend
     session.control(name, suspend=True)
     try:
         controller.step(name)
         while _living(session, name, runs):
-            session.cluster.wait(POLL_S)
+            session.cluster.wait(session.poll_s)
             controller.step(name)
     finally:
         session.control(name, suspend=suspended)

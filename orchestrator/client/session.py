@@ -1,20 +1,20 @@
-"""What every command works with: cluster, profile, stored sweeps, and finding a run by its name."""
+"""What every command works with: cluster, profile, stored sweeps, and finding a run by its name.
+
+A session is of this machine (`local.LocalSession`) or of a namespace of a cluster (`kube.KubeSession`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from filelock import FileLock, Timeout
-
+from orchestrator.cluster.base import Cluster
 from orchestrator.controller.loop import Controller, stored_control
 from orchestrator.controller.observed import Control, Observed, read_records
 from orchestrator.controller.outcome import AttemptRecord
@@ -22,14 +22,14 @@ from orchestrator.controller.plan import plan
 from orchestrator.controller.retry import memory_bytes
 from orchestrator.controller.status import RunState, run_states
 from orchestrator.errors import NotFoundError, SweepError, UserError
-from orchestrator.profile import Profile, load_profile
+from orchestrator.profile import Profile
 from orchestrator.sweep.expand import Run, expand
 from orchestrator.sweep.load import from_object
+from orchestrator.sweep.naming import ANNOTATION_SUBMITTER
 from orchestrator.sweep.spec import Sweep
-from trainer.layout import Dump
 
-if TYPE_CHECKING:
-    from orchestrator.cluster.local import LocalCluster
+MakeController = Callable[[threading.Event], Controller]
+"""A controller that ends when the event is set."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class Stored:
     def control(self) -> Control:
         return stored_control(self.object)
 
+    @property
+    def status(self) -> Mapping[str, Any]:
+        """What the controller told last; {} before it has seen the sweep."""
+        return self.object.get("status") or {}
+
 
 @dataclass(frozen=True)
 class Found:
@@ -57,23 +62,60 @@ class Found:
     run: Run
 
 
-@dataclass(frozen=True)
 class Session:
-    """The place a command works in. `dump` is the folder of all state and artefacts."""
+    """The place a command works in.
 
-    dump: Path
-    profile_path: Path | None = None
+    `where` names it in a sentence, `user` is who is working. `poll_s` is how often someone who watches looks
+    again; `unled` says what to do when no controller works. In a `remote` place others keep one going.
+    """
+
+    where: str
+    poll_s: float
+    remote: bool
+    unled: str
 
     @cached_property
     def profile(self) -> Profile:
-        return load_profile(self.profile_path)
+        """The lab's defaults there."""
+        raise NotImplementedError
 
     @cached_property
-    def cluster(self) -> LocalCluster:
-        """The Jobs of this machine; nothing is written before something is changed."""
-        from orchestrator.cluster.local import LocalCluster
+    def cluster(self) -> Cluster:
+        """Where Jobs run; nothing is written before something is changed."""
+        raise NotImplementedError
 
-        return LocalCluster(self.dump, self.profile)
+    @cached_property
+    def user(self) -> str:
+        raise NotImplementedError
+
+    def command_line(self, *words: str) -> str:
+        """How `orch` is called to work here: `orch status lmbda0 -w --namespace ml`."""
+        raise NotImplementedError
+
+    def led(self) -> bool:
+        """Whether a controller works now."""
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def lead(self) -> Iterator[MakeController | None]:
+        """Be the one controller inside the block; None when another is, or has to be."""
+        yield None
+
+    def start_controller(self) -> bool:
+        """Start a controller that outlives this command; False when one leads, or others start it."""
+        return False
+
+    def leave(self, name: str) -> str:
+        """See that a controller goes on with a sweep; how to follow it."""
+        raise NotImplementedError
+
+    def slots(self, name: str) -> int:
+        """How many Jobs of a sweep run at once, at most."""
+        raise NotImplementedError
+
+    def absent(self, name: str) -> str:
+        """What to say of a sweep that is not there, after a semicolon."""
+        return ""
 
     def sweeps(self) -> list[Stored]:
         """All submitted sweeps, by name; one that no longer expands is left out: its status says why."""
@@ -83,12 +125,20 @@ class Session:
                 found.append(self._expanded(value))
         return found
 
+    def objects(self, *, mine: bool = False) -> list[dict[str, Any]]:
+        """All stored Sweep objects by name, or only those that this user submitted."""
+        found = self.cluster.sweeps()
+        return [one for one in found if not mine or submitter(one) == self.user]
+
     def sweep(self, name: str) -> Stored:
         """The submitted sweep of that name. NotFoundError, with the nearest names, when there is none."""
-        objects = {one["metadata"]["name"]: one for one in self.cluster.sweeps()}
-        if name not in objects:
-            raise NotFoundError(f"sweep {name}: is not submitted here{_nearest(name, objects)}")
-        return self._expanded(objects[name])
+        value = self.cluster.sweep(name)
+        if value is None:
+            known = [str(one["metadata"]["name"]) for one in self.cluster.sweeps()]
+            raise NotFoundError(
+                f"sweep {name}: is not submitted {self.where}{_nearest(name, known)}{self.absent(name)}"
+            )
+        return self._expanded(value)
 
     @staticmethod
     def _expanded(value: Mapping[str, Any]) -> Stored:
@@ -124,15 +174,6 @@ class Session:
         limit = self.profile.maxMemory
         return memory_bytes(limit) if limit else None
 
-    def controller(self, stop: threading.Event | None = None, poll_s: float = 1.0) -> Controller:
-        """A controller of local Jobs, which never reach Kubernetes: its schema takes seconds to load."""
-        return Controller(self.cluster, self.profile, stop=stop, poll_s=poll_s, check_schema=False)
-
-    @property
-    def log(self) -> Path:
-        """Where a controller that was started in the background writes what it does."""
-        return Dump(self.dump).orch / "controller.log"
-
     def run(self, text: str) -> Found:
         """The run that `text` names: run name, run id, or SWEEP/RUN.
 
@@ -141,52 +182,25 @@ class Session:
         """
         return find(text, self.sweeps())
 
-    @property
-    def orch(self) -> str:
-        """How `orch` is called to work in this place, other than where ORCH_DUMP points."""
-        here = self.dump == Path(os.environ.get("ORCH_DUMP", "dump"))
-        options = [] if here else ["--dump", str(self.dump)]
-        options += ["--profile", str(self.profile_path)] if self.profile_path else []
-        return " ".join(["orch", *options])
-
-    def slots(self, name: str) -> int:
-        """How many trainings of a sweep run at once on this machine."""
-        each = self.sweep(name).sweep.spec.resources.gpus
-        return max(1, len(self.cluster.slots.devices) // max(1, each))
-
-    @contextlib.contextmanager
-    def lead(self) -> Iterator[bool]:
-        """Be the one controller of the dump inside the block; False when another is."""
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(self.cluster.lead())
-            except UserError:
-                if not self.led():
-                    raise
-                yield False
-                return
-            yield True
-
-    def led(self) -> bool:
-        """Whether a controller leads now, here or in another process."""
-        if not self.cluster.root.is_dir():
-            return False
-        lock = FileLock(self.cluster.root / "leader.lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            return True
-        lock.release()
-        return False
-
     def control(self, name: str, **changes: object) -> bool:
         """Change a sweep's control where it differs; whether anything was written."""
-        stored = self.sweep(name)
-        control = stored.control.model_copy(update=changes)
-        if control == stored.control:
-            return False
-        self.cluster.put_control(name, control.model_dump(mode="json", exclude_none=True))
-        return True
+        return self.command(name, lambda control: changes)
+
+    def command(self, name: str, change: Callable[[Control], Mapping[str, object]]) -> bool:
+        """As control, by a change that depends on what is stored."""
+
+        def changed(stored: dict[str, Any]) -> dict[str, Any]:
+            before = Control.model_validate(stored)
+            after = before.model_copy(update=dict(change(before)))
+            return stored if after == before else after.model_dump(mode="json", exclude_none=True)
+
+        return self.cluster.put_control(name, changed)
+
+
+def submitter(sweep: Mapping[str, Any]) -> str | None:
+    """Who submitted a Sweep object first, as far as that is known."""
+    annotations: Mapping[str, str] = sweep["metadata"].get("annotations") or {}
+    return annotations.get(ANNOTATION_SUBMITTER)
 
 
 def find(text: str, sweeps: Iterable[Stored]) -> Found:

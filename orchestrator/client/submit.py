@@ -9,10 +9,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.client.session import Session, find
-from orchestrator.controller.observed import EvalRequest
-from orchestrator.errors import UserError
+from orchestrator.controller.observed import Control, EvalRequest
+from orchestrator.errors import SweepError, UserError
 from orchestrator.sweep.expand import Run, expand
-from orchestrator.sweep.load import load
+from orchestrator.sweep.load import from_object, load
+from orchestrator.sweep.naming import ANNOTATION_SUBMITTER
 from orchestrator.sweep.spec import EvalSpec, Sweep
 from trainer.flags import describe
 
@@ -24,9 +25,23 @@ def submit(session: Session, file: Path, *, prune: bool = False) -> tuple[Sweep,
     """
     sweep = load(file)
     runs = expand(sweep, str(file))
-    wrote = session.cluster.put_sweep(to_object(sweep))
-    control = session.control(sweep.metadata.name, suspend=False, prune=prune)
+    name = sweep.metadata.name
+    wrote = not _stored_alike(session, sweep)
+    if wrote:
+        value = to_object(sweep)
+        value["metadata"]["annotations"] = {ANNOTATION_SUBMITTER: session.user}
+        session.cluster.put_sweep(value)
+    control = session.control(name, suspend=False, prune=prune)
     return sweep, runs, wrote or control
+
+
+def _stored_alike(session: Session, sweep: Sweep) -> bool:
+    """Whether what is stored means the same, however it is spelled and whoever wrote it."""
+    stored = session.cluster.sweep(sweep.metadata.name)
+    try:
+        return stored is not None and from_object(stored) == sweep
+    except SweepError:
+        return False
 
 
 def to_object(sweep: Sweep) -> dict[str, Any]:
@@ -45,9 +60,12 @@ def ask_eval(session: Session, name: str, tasks: Sequence[str], *, limit: int | 
     except ValidationError as error:
         raise UserError("\n".join(describe(error, "--", {"tasks": names, "limit": limit}))) from None
     request = EvalRequest(tasks=names or None, limit=limit, evalTeacher=teacher)
-    control = session.sweep(name).control
-    evals = control.evals if request in control.evals else [*control.evals, request]
-    return session.control(name, evals=evals, suspend=False)
+    session.sweep(name)  # its nearest name, if it is not there
+
+    def asked(now: Control) -> dict[str, object]:
+        return {"evals": [*now.evals, *([] if request in now.evals else [request])], "suspend": False}
+
+    return session.command(name, asked)
 
 
 def ask_retry(session: Session, name: str, runs: Sequence[str]) -> list[str]:
@@ -57,11 +75,24 @@ def ask_retry(session: Session, name: str, runs: Sequence[str]) -> list[str]:
     states = [one for one in session.states(stored) if one.run.id in chosen]
     again = [one for one in states if one.state in ("failed", "cancelled")]
     ours = {known for one in again for known in (one.run.id, one.run.name, *one.run.also)}
-    cancel = _without(stored.control.cancel, ours, [run.id for run in stored.runs])
     jobs = [one.job for one in again if one.state == "failed" and one.job]
-    retry = list(dict.fromkeys([*stored.control.retry, *jobs]))
-    session.control(name, retry=retry, cancel=cancel, suspend=False)
+    everything = [run.id for run in stored.runs]
+
+    def asked(now: Control) -> dict[str, object]:
+        return {
+            "retry": list(dict.fromkeys([*now.retry, *jobs])),
+            "cancel": _without(now.cancel, ours, everything),
+            "suspend": False,
+        }
+
+    session.command(name, asked)
     return [one.run.name for one in again]
+
+
+def ask_suspend(session: Session, name: str, suspend: bool) -> bool:
+    """Start no new Job of a sweep, or go on; whether that changes anything."""
+    session.sweep(name)  # its nearest name, if it is not there
+    return session.control(name, suspend=suspend)
 
 
 def _without(cancelled: Sequence[str], ours: set[str], everything: Sequence[str]) -> list[str]:

@@ -1,11 +1,9 @@
-"""Seeing that a controller works: lead here until a sweep is finished, watch one that leads, or start one."""
+"""Seeing that a controller works: lead here until a sweep is finished, or watch one that leads."""
 
 from __future__ import annotations
 
 import logging
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +11,9 @@ from types import FrameType
 from typing import Protocol
 
 from orchestrator.client.progress import RunProgress, progress_of
-from orchestrator.client.session import Session
+from orchestrator.client.session import MakeController, Session
 from orchestrator.controller.status import SweepStatus
 
-POLL_S = 1.0
 GIVE_UP_AFTER = 5
 """Steps that fail in a row, before a command that waits ends with their error."""
 INTERRUPTED = 130
@@ -40,19 +37,19 @@ def wait(session: Session, name: str, view: View) -> int:
     sweep and ends its Jobs, which checkpoint first; while watching it ends the watching alone.
     """
     while True:
-        with session.lead() as leading:
-            code = _lead(session, name, view) if leading else _watch(session, name, view)
+        with session.lead() as make:
+            code = _lead(session, make, name, view) if make else _watch(session, name, view)
         if code is not None:
             break
     others = [one.name for one in session.sweeps() if one.name != name and not session.settled(one)]
-    if leading and others and start_controller(session):
-        view.say(f"a controller goes on with {', '.join(others)}; its log is {session.log}")
+    if make and others and session.start_controller():
+        view.say(f"a controller goes on with {', '.join(others)}")
     return code
 
 
-def _lead(session: Session, name: str, view: View) -> int:
+def _lead(session: Session, make: MakeController, name: str, view: View) -> int:
     stop = threading.Event()
-    controller = session.controller(stop, POLL_S)
+    controller = make(stop)
 
     def on_status(sweep: str, status: SweepStatus) -> None:
         if sweep == name:
@@ -75,12 +72,12 @@ def _watch(session: Session, name: str, view: View) -> int | None:
     """Show what another controller does until nothing is left to do; None when it is gone before."""
     pause = threading.Event()  # cluster.wait would act for the controller
     try:
-        while session.led():
+        while session.remote or session.led():
             stored = session.sweep(name)
             view.show(progress_of(session, stored))
             if session.settled(stored):
                 return exit_code(session, name)
-            pause.wait(POLL_S)
+            pause.wait(session.poll_s)
     except KeyboardInterrupt:
         view.say("no longer watching; the controller goes on")
         return INTERRUPTED
@@ -93,25 +90,6 @@ def exit_code(session: Session, name: str) -> int:
     return SOME_FAILED if any(one.state not in ("done", "cancelled") for one in states) else 0
 
 
-def start_controller(session: Session) -> bool:
-    """Start a controller that outlives this command; False when one leads already."""
-    if session.led():
-        return False
-    session.log.parent.mkdir(parents=True, exist_ok=True)
-    options = ["--dump", str(session.dump.resolve())]
-    if session.profile_path:
-        options += ["--profile", str(session.profile_path.resolve())]
-    with open(session.log, "ab") as log:
-        subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.cli", *options, "controller", "--local"],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    return True
-
-
 def control_loop(session: Session) -> None:
     """Lead until nothing is left to do for any sweep; SIGTERM ends it after its turn, and Jobs go on.
 
@@ -120,12 +98,11 @@ def control_loop(session: Session) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    controller = session.controller(stop, POLL_S)
     while not stop.is_set():
-        with session.lead() as leading:
-            if not leading:
+        with session.lead() as make:
+            if make is None:
                 return
-            controller.run(until_done=True)
+            make(stop).run(until_done=True)
         if all(session.settled(stored) for stored in session.sweeps()):
             return
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.client.session import Found, Session
 from orchestrator.controller.outcome import AttemptRecord
@@ -33,6 +34,24 @@ def why(session: Session, text: str) -> Account:
     failed = [one for one in attempts if one.state == "failed"]
     tail = _tail(session, failed[-1].job) if failed and state.state != "done" else ()
     return Account(found.stored.name, state, attempts, tail)
+
+
+def to_json(account: Account) -> dict[str, Any]:
+    """The account as JSON values: the run's state, and every attempt's record."""
+    state = account.state
+    return {
+        "v": 1,
+        "sweep": account.sweep,
+        "name": state.run.name,
+        "id": state.run.id,
+        "state": state.state,
+        "stage": state.stage,
+        "failure": state.failure,
+        "evidence": state.evidence or None,
+        "remedy": state.remedy or None,
+        "attempts": [one.to_json() for one in account.attempts],
+        "log": list(account.log),
+    }
 
 
 def _state(session: Session, found: Found) -> RunState:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -81,6 +81,10 @@ class Event:
     warning: bool = False
 
 
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+"""From what is stored to what is wanted."""
+
+
 class Cluster(Protocol):
     """The one door to where Jobs run. Sweeps, Jobs and records are JSON-like dicts at this door."""
 
@@ -90,8 +94,14 @@ class Cluster(Protocol):
     def sweeps(self) -> list[dict[str, Any]]:
         """All stored Sweep objects (metadata with uid, spec, status), by name."""
 
-    def put_control(self, sweep: str, control: Mapping[str, Any]) -> None:
-        """Replace spec.control of a sweep: {suspend, cancel[], retry[], evals[], prune}."""
+    def sweep(self, name: str) -> dict[str, Any] | None:
+        """The stored Sweep object of that name, None when there is none."""
+
+    def put_control(self, sweep: str, change: Change) -> bool:
+        """Change spec.control {suspend, cancel[], retry[], evals[], prune}; False if that changes nothing.
+
+        No command of another that comes meanwhile is lost: `change` is then asked again.
+        """
 
     def put_status(self, sweep: str, status: Mapping[str, Any]) -> None:
         """Store status if it differs from what is stored."""
@@ -108,7 +118,7 @@ class Cluster(Protocol):
     def retire_job(self, name: str, after_s: int) -> None:
         """Let a finished Job, which is recorded, be deleted `after_s` from its end; absent is fine."""
 
-    def records(self, sweep: str) -> dict[str, dict[str, Any]]:
+    def records(self, sweep: str) -> Mapping[str, Mapping[str, Any]]:
         """Attempt records of a sweep by Job name."""
 
     def put_record(self, sweep: str, job: str, record: Mapping[str, Any]) -> bool:

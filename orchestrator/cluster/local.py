@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from orchestrator.cluster import supervisor
-from orchestrator.cluster.base import Cluster, Created, Event, ObservedJob
+from orchestrator.cluster.base import Change, Cluster, Created, Event, ObservedJob
 from orchestrator.cluster.jobfolder import JobFolder, asked_gpus
 from orchestrator.cluster.joblog import follow_log, last_lines
 from orchestrator.cluster.objects import Objects
@@ -35,6 +35,7 @@ LOG = logging.getLogger(__name__)
 POLL_S = 0.2
 SLOWEST_POLL_S = 1.0
 LOCK_TIMEOUT_S = 60.0
+LEADER_LOCK = "leader.lock"
 
 
 class LocalCluster(Cluster):
@@ -63,7 +64,7 @@ class LocalCluster(Cluster):
         """Be the one controller of this dump. UserError that names the other when there is one."""
         with door(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.root / "leader.lock", timeout=0)
+            lock = FileLock(self.root / LEADER_LOCK, timeout=0)
             try:
                 lock.acquire()
             except Timeout:
@@ -78,6 +79,18 @@ class LocalCluster(Cluster):
         finally:
             lock.release()
 
+    def led(self) -> bool:
+        """Whether a controller leads now, here or in another process."""
+        if not self.root.is_dir():
+            return False
+        lock = FileLock(self.root / LEADER_LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
     # Sweeps and records
 
     def put_sweep(self, sweep: Mapping[str, Any]) -> bool:
@@ -88,9 +101,13 @@ class LocalCluster(Cluster):
         with door(self.root):
             return self._objects.sweeps()
 
-    def put_control(self, sweep: str, control: Mapping[str, Any]) -> None:
+    def sweep(self, name: str) -> dict[str, Any] | None:
         with door(self.root):
-            self._objects.put_control(sweep, control)
+            return self._objects.sweep(name)
+
+    def put_control(self, sweep: str, change: Change) -> bool:
+        with door(self.root):
+            return self._objects.put_control(sweep, change)
 
     def put_status(self, sweep: str, status: Mapping[str, Any]) -> None:
         with door(self.root):

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cluster.base import Change
 from orchestrator.cluster.statefiles import checked_name, read_state
 from orchestrator.errors import NotFoundError
 from trainer.layout import write_json
+
+ADDED = frozenset({"uid", "generation", "createdAt", "annotations"})
+"""Metadata that is not the file's; who submitted it first stays."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Objects:
             else:
                 if canonical(_given(stored)) == canonical(_given(new)):
                     return False
-                for key in ("uid", "generation", "createdAt"):
+                for key in ADDED & stored["metadata"].keys():
                     new["metadata"][key] = stored["metadata"][key]
                 new["metadata"]["generation"] += 1
                 if "control" in stored["spec"]:
@@ -53,28 +57,35 @@ class Objects:
         files = sorted((self.root / "sweeps").glob("[!.]*.json"))
         return [sweep for sweep in map(read_state, files) if sweep is not None]
 
-    def put_control(self, name: str, control: Mapping[str, Any]) -> bool:
-        """Replace spec.control; False when it is that already."""
-        return self._replace(name, lambda sweep: sweep["spec"], "control", control)
+    def sweep(self, name: str) -> dict[str, Any] | None:
+        """The stored Sweep object, None when there is none."""
+        stored: dict[str, Any] | None = read_state(self.sweep_file(name))
+        return stored
+
+    def put_control(self, name: str, change: Change) -> bool:
+        """Change spec.control; False when that changes nothing."""
+        return self._replace(name, lambda sweep: sweep["spec"], "control", change)
 
     def put_status(self, name: str, status: Mapping[str, Any]) -> bool:
         """Replace status; False when it is that already."""
-        return self._replace(name, lambda sweep: sweep, "status", status)
+        return self._replace(name, lambda sweep: sweep, "status", lambda _: dict(status))
 
     def _replace(
         self,
         name: str,
         part: Callable[[dict[str, Any]], dict[str, Any]],
         key: str,
-        value: Mapping[str, Any],
+        change: Change,
     ) -> bool:
         with self.lock():
             stored = read_state(self.sweep_file(name))
             if stored is None:
                 raise NotFoundError(f"sweep {name}: is not submitted here; submit it with `orch submit FILE`")
-            if canonical(part(stored).get(key)) == canonical(value):
+            before = part(stored).get(key)
+            after = change(dict(before or {}))
+            if canonical(before) == canonical(after):
                 return False
-            part(stored)[key] = dict(value)
+            part(stored)[key] = after
             write_json(self.sweep_file(name), stored)
             return True
 
@@ -112,7 +123,6 @@ def _typed(value: Any) -> Any:
 def _given(sweep: Mapping[str, Any]) -> dict[str, Any]:
     """What its user wrote: without what the cluster adds."""
     spec = {key: item for key, item in sweep["spec"].items() if key != "control"}
-    added = ("uid", "generation", "createdAt")
-    metadata = {key: item for key, item in sweep["metadata"].items() if key not in added}
+    metadata = {key: item for key, item in sweep["metadata"].items() if key not in ADDED}
     rest = {key: item for key, item in sweep.items() if key not in ("spec", "metadata", "status")}
     return {**rest, "spec": spec, "metadata": metadata}

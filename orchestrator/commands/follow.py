@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from orchestrator import live, screen
 from orchestrator.client.session import Session
-from orchestrator.client.wait import INTERRUPTED, exit_code, start_controller, wait
+from orchestrator.client.wait import INTERRUPTED, exit_code, wait
 from orchestrator.client.why import why
 from orchestrator.commands.measured import results_of
 from orchestrator.controller.status import RunState
@@ -16,10 +16,8 @@ from orchestrator.results import show
 def leave(session: Session, name: str) -> str:
     """Start a controller in the background unless one leads or nothing is to do; says how to follow it."""
     if session.settled(session.sweep(name)):
-        return f"nothing to do; `orch results {name}` shows what was measured"
-    started = start_controller(session)
-    who = f"a controller was started, its log is {session.log}" if started else "a controller is at work"
-    return f"{who}; follow it with `orch status {name} -w`, then `orch results {name}`"
+        return f"nothing to do; `{session.command_line('results', name)}` shows what was measured"
+    return session.leave(name)
 
 
 def follow(session: Session, name: str, again: str) -> int:
@@ -32,9 +30,8 @@ def follow(session: Session, name: str, again: str) -> int:
         with live.view(out, slots=session.slots(name)) as view:
             code = wait(session, name, view)
     if code == INTERRUPTED:
-        out.print(
-            f"to go on where it was, run the same command again: {session.orch} {again}", soft_wrap=True
-        )
+        what = "to watch again" if session.remote else "to go on where it was, run the same command again"
+        out.print(f"{what}: {session.command_line(again)}", soft_wrap=True)
         return code
     stored = session.sweep(name)
     results = results_of(session, stored)

@@ -198,9 +198,9 @@ class Controller:
         return memory_bytes(limit) if limit else None
 
     def _stored(self, name: str) -> dict[str, Any]:
-        for stored in self.cluster.sweeps():
-            if stored["metadata"]["name"] == name:
-                return stored
+        stored = self.cluster.sweep(name)
+        if stored is not None:
+            return stored
         raise NotFoundError(f"sweep {name}: is not submitted here; submit it with `orch submit FILE`")
 
     def _expand(self, name: str, stored: Mapping[str, Any]) -> tuple[Sweep, tuple[Run, ...]]:

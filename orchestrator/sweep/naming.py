@@ -20,12 +20,20 @@ ANNOTATION_DIGEST = "orch.dev/config-digest"
 ANNOTATION_RUN = "orch.dev/run-id"
 ANNOTATION_RUNS = "orch.dev/runs"
 """Run ids whose adapters an eval Job measures, comma-separated: its own id is only a hash of them."""
+ANNOTATIONS = (ANNOTATION_DIGEST, ANNOTATION_RUN, ANNOTATION_RUNS)
+ANNOTATION_SUBMITTER = "orch.dev/submitted-by"
+LABEL_RECORD = "orch.dev/record"
+"""On the ConfigMaps that hold records of attempts."""
 
 PART_OF = "orch"
 LABEL_PART_OF = "app.kubernetes.io/part-of"
 """On what `orch install` makes: LABEL_MANAGED_BY marks only what the controller makes."""
 ANNOTATION_VERSION = "orch.dev/version"
 """Of the CustomResourceDefinition: version of the orch that made it, `+`, and 8 hex over its schema."""
+
+DEFAULT_NAMESPACE = "orch"
+CONTROLLER_LEASE = "orch-controller"
+PROFILE_CONFIG_MAP = "orch-profile"
 
 JOB_NAME_LIMIT = 52
 """Pods and indexed Jobs append up to 11 characters to it, and a label holds 63."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.cluster.base import Condition, Created, Event, ObservedJob, ObservedPod
+from orchestrator.cluster.base import Change, Condition, Created, Event, ObservedJob, ObservedPod
 from orchestrator.errors import JobRefusedError
 from orchestrator.sweep.naming import ANNOTATION_DIGEST, ANNOTATION_RUN, LABEL_STAGE, LABEL_SWEEP
 
@@ -41,8 +41,14 @@ class FakeCluster:
     def sweeps(self) -> list[dict[str, Any]]:
         return [self.stored[name] for name in sorted(self.stored)]
 
-    def put_control(self, sweep: str, control: Mapping[str, Any]) -> None:
-        self.stored[sweep]["spec"]["control"] = dict(control)
+    def sweep(self, name: str) -> dict[str, Any] | None:
+        return self.stored.get(name)
+
+    def put_control(self, sweep: str, change: Change) -> bool:
+        before = self.stored[sweep]["spec"].get("control") or {}
+        after = change(dict(before))
+        self.stored[sweep]["spec"]["control"] = after
+        return after != before
 
     def put_status(self, sweep: str, status: Mapping[str, Any]) -> None:
         if self.stored[sweep].get("status") != status:

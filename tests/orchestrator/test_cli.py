@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -13,10 +14,9 @@ import pytest
 import yaml
 
 from orchestrator import cli
-from orchestrator.client import session
+from orchestrator.client.local import LocalSession
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.cluster.slots import Slots
-from orchestrator.commands import follow
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
 from orchestrator.controller.requests import Measurement, base_of, fetch_of, fetch_unit, protocols
 from orchestrator.profile import Profile
@@ -67,7 +67,7 @@ def orch(
     """Runs a command as `orch` does; submitting starts no controller of its own."""
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(follow, "start_controller", lambda session: True)
+    monkeypatch.setattr(LocalSession, "start_controller", lambda session: True)
 
     def run(*words: object) -> Said:
         code = cli.main(["--dump", str(dump), *map(str, words)])
@@ -200,9 +200,9 @@ def test_submit_twice_writes_once_and_says_how_to_follow(orch: Orch, file: Path,
     again = orch("submit", file)
     assert first.code == again.code == 0
     assert first.out.startswith(
-        f"night: 2 runs, submitted; state in {dump}\na controller was started, its log is"
+        f"night: 2 runs, submitted here, in {dump}\na controller was started, its log is"
     )
-    assert "follow it with `orch status night -w`" in first.out
+    assert f"follow it with `orch --dump {dump} status night -w`" in first.out
     assert again.out.startswith("night: 2 runs, unchanged")
     assert (dump / ".orch" / "sweeps" / "night.json").stat().st_mtime_ns == stored.st_mtime_ns
 
@@ -258,7 +258,7 @@ def scripted(
 ) -> Callable[[Callable[[FakeCluster], None]], FakeCluster]:
     def install(script: Callable[[FakeCluster], None]) -> FakeCluster:
         cluster = ScriptedCluster(dump / ".orch", script)
-        monkeypatch.setattr(session.Session, "cluster", cluster)
+        monkeypatch.setattr(LocalSession, "cluster", cluster)
         return cluster
 
     return install
@@ -322,8 +322,8 @@ def test_ctrl_c_ends_the_jobs_suspends_and_says_how_to_go_on(
     cluster = scripted(interrupt)
     said = orch("submit", file, "--wait")
     assert said.code == 130
-    assert f"run the same command again: orch --dump {dump} submit {file} --local --wait" in said.out
-    assert orch("status", "night").out.endswith("suspended: submit its file again to go on\n")
+    assert f"run the same command again: orch --dump {dump} submit {file} --wait" in said.out
+    assert orch("status", "night").out.endswith("resume night` goes on\n")
     assert cluster.made == {}
     assert cluster.stored["night"]["spec"]["control"]["suspend"] is True
     (record,) = cluster.stored_records.values()
@@ -370,7 +370,9 @@ def test_status_json_has_stable_fields(orch: Orch, file: Path, runs: tuple[Run, 
 
 def test_status_of_all_sweeps(orch: Orch, file: Path) -> None:
     orch("submit", file)
-    assert json.loads(orch("status", "-o", "json").out)["sweeps"] == [{"name": "night", "status": {}}]
+    assert json.loads(orch("status", "-o", "json").out)["sweeps"] == [
+        {"name": "night", "submitted_by": getpass.getuser(), "status": {}}
+    ]
     assert "night" in orch("status").out
 
 
@@ -455,7 +457,7 @@ def test_a_run_is_named_by_name_id_or_sweep(orch: Orch, file: Path, runs: tuple[
     ("words", "message"),
     [
         (["why", "lr1e6"], "run lr1e6: is in no submitted sweep; did you mean lr1e5"),
-        (["results", "nigth"], "sweep nigth: is not submitted here; did you mean night?"),
+        (["results", "nigth"], "sweep nigth: did you mean night?"),
         (["cancel", "night", "lr9"], "run lr9: is in no submitted sweep"),
         (["logs", "lr1e5"], "run lr1e5: has had no Job yet, so there is no log"),
         (["plan", "no.yaml"], "no.yaml: cannot be read, got No such file or directory"),

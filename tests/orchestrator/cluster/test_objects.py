@@ -32,7 +32,7 @@ def test_objects_put_sweep_keeps_uid_control_and_status(machine):
     cluster = machine.cluster
     cluster.put_sweep(sweep(lr=1))
     (first,) = cluster.sweeps()
-    cluster.put_control("night", {"suspend": True})
+    cluster.put_control("night", lambda _: {"suspend": True})
     cluster.put_status("night", {"total": 3})
     assert not cluster.put_sweep(sweep(lr=1)), "control and status are not its user's file"
     assert cluster.put_sweep(sweep(lr=2))
@@ -45,11 +45,11 @@ def test_objects_put_sweep_keeps_uid_control_and_status(machine):
 def test_objects_equal_status_and_control_are_not_written(machine):
     cluster = machine.cluster
     cluster.put_sweep(sweep())
-    cluster.put_control("night", {"cancel": ["a"]})
+    cluster.put_control("night", lambda _: {"cancel": ["a"]})
     cluster.put_status("night", {"total": 3})
     file = machine.dump / ".orch/sweeps/night.json"
     before = file.stat().st_mtime_ns, file.stat().st_ino
-    cluster.put_control("night", {"cancel": ["a"]})
+    cluster.put_control("night", lambda _: {"cancel": ["a"]})
     cluster.put_status("night", {"total": 3.0})
     assert (file.stat().st_mtime_ns, file.stat().st_ino) == before
 
@@ -84,7 +84,7 @@ def test_objects_wait_returns_at_once_when_a_control_was_put(machine):
     cluster = machine.cluster
     cluster.put_sweep(sweep())
     cluster.wait(0)
-    machine.restarted().put_control("night", {"suspend": True})
+    machine.restarted().put_control("night", lambda _: {"suspend": True})
     cluster.wait(3600)
 
 

@@ -1,0 +1,182 @@
+"""The controller's cluster: reads cost no request, for reflectors hold the Sweeps, Jobs, pods and records."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+from orchestrator.cluster.base import ObservedJob
+from orchestrator.cluster.kube import decode
+from orchestrator.cluster.kube.client import Api
+from orchestrator.cluster.kube.cluster import ALL_JOBS, ALL_RECORDS, KubeCluster
+from orchestrator.cluster.kube.decode import Kept, KeptJob, KeptPod, KeptRecord, KeptSweep
+from orchestrator.cluster.kube.paths import CONFIG_MAPS, JOBS, PODS, SWEEPS, Resource
+from orchestrator.cluster.kube.reflector import Reflector
+from orchestrator.cluster.kube.store import Item
+
+K = TypeVar("K", bound=Kept)
+
+
+class BySweep(Generic[K]):
+    """What a reflector holds, by sweep and name."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[str, dict[str, K]] = defaultdict(dict)
+
+    def set(self, one: K) -> None:
+        with self._lock:
+            self._kept[one.sweep][one.name] = one
+
+    def drop(self, one: Kept) -> None:
+        with self._lock:
+            kept = self._kept.get(one.sweep, {})
+            kept.pop(one.name, None)
+            if not kept:
+                self._kept.pop(one.sweep, None)
+
+    def of(self, sweep: str) -> list[K]:
+        with self._lock:
+            return list(self._kept.get(sweep, {}).values())
+
+    def get(self, sweep: str, name: str) -> K | None:
+        with self._lock:
+            return self._kept.get(sweep, {}).get(name)
+
+    def all(self) -> list[K]:
+        with self._lock:
+            return [one for kept in self._kept.values() for one in kept.values()]
+
+
+class WatchedCluster(KubeCluster):
+    """As KubeCluster; `on_change` gets the name of a sweep that something happened to, from any thread.
+
+    A pod that is gone is kept in its last state until its Job is gone: in every disruption the pod vanishes
+    before the Job is Failed.
+    """
+
+    def __init__(self, api: Api, on_change: Callable[[str], None]) -> None:
+        super().__init__(api)
+        self._on_change = on_change
+        self._sweeps: BySweep[KeptSweep] = BySweep()
+        self._jobs: BySweep[KeptJob] = BySweep()
+        self._pods: BySweep[KeptPod] = BySweep()
+        self._records: BySweep[KeptRecord] = BySweep()
+        self._decoders: dict[Resource, Callable[[bytes], Kept]] = {
+            SWEEPS: decode.sweep,
+            JOBS: decode.job,
+            PODS: decode.pod,
+            CONFIG_MAPS: decode.record,
+        }
+        self.reflectors: dict[Resource, Reflector[Any]] = {
+            SWEEPS: self._reflector(SWEEPS, "", self._keep(self._sweeps)),
+            JOBS: self._reflector(JOBS, ALL_JOBS, self._job_changed),
+            PODS: self._reflector(PODS, ALL_JOBS, self._pod_changed),
+            CONFIG_MAPS: self._reflector(CONFIG_MAPS, ALL_RECORDS, self._keep(self._records)),
+        }
+
+    def start(self) -> None:
+        """Begin to watch."""
+        for reflector in self.reflectors.values():
+            reflector.start()
+
+    def stop(self) -> None:
+        """Stop watching and wait for the threads."""
+        for reflector in self.reflectors.values():
+            reflector.stop()
+        for reflector in self.reflectors.values():
+            reflector.join()
+
+    @property
+    def synced(self) -> bool:
+        """Whether all that exists has been seen once: before that, nothing may be concluded from absence."""
+        return all(reflector.synced.is_set() for reflector in self.reflectors.values())
+
+    def wait_synced(self, timeout_s: float) -> bool:
+        """Whether that came about within the time."""
+        return all(reflector.synced.wait(timeout_s) for reflector in self.reflectors.values())
+
+    # Reads
+
+    def sweeps(self) -> list[dict[str, Any]]:
+        return [one.sweep_object for one in sorted(self._sweeps.all(), key=lambda one: one.name)]
+
+    def sweep(self, name: str) -> dict[str, Any] | None:
+        found = self._sweeps.get(name, name)
+        return found.sweep_object if found else None
+
+    def jobs(self, sweep: str) -> list[ObservedJob]:
+        uid = self._stored(sweep)["metadata"]["uid"]
+        pods = self._pods.of(sweep)
+        return decode.joined(self._jobs.of(sweep), pods, uid)
+
+    def records(self, sweep: str) -> dict[str, Mapping[str, Any]]:
+        uid = self._stored(sweep)["metadata"]["uid"]
+        return {one.name: one.record for one in self._records.of(sweep) if one.owner == uid}
+
+    # Changes, on the reflectors' threads
+
+    def _now(self, resource: Resource, raw: bytes) -> None:
+        # Read your writes: what was made is seen at the next turn, however late its event comes.
+        self.reflectors[resource].put(_item(self._decoders[resource])(raw))
+
+    def _reflector(
+        self, resource: Resource, selector: str, on_change: Callable[[str, Any, Any], None]
+    ) -> Reflector[Any]:
+        return Reflector(
+            self.api,
+            self._path(resource),
+            _item(self._decoders[resource]),
+            selector=selector,
+            on_change=on_change,
+            name=resource.plural,
+        )
+
+    def _keep(self, index: BySweep[K]) -> Callable[[str, K | None, K | None], None]:
+        def changed(key: str, old: K | None, new: K | None) -> None:
+            if new is not None:
+                index.set(new)
+            elif old is not None:
+                index.drop(old)
+            self._woken(new or old)
+
+        return changed
+
+    def _job_changed(self, key: str, old: KeptJob | None, new: KeptJob | None) -> None:
+        if old is not None and (new is None or new.uid != old.uid):
+            for pod in self._pods.of(old.sweep):
+                if pod.owner == old.uid and not pod.living:
+                    self._pods.drop(pod)
+        self._keep(self._jobs)(key, old, new)
+
+    def _pod_changed(self, key: str, old: KeptPod | None, new: KeptPod | None) -> None:
+        if new is not None:
+            self._pods.set(new)
+        elif old is not None:
+            job = self._jobs.get(old.sweep, old.job)
+            if job is not None and job.uid == old.owner:
+                self._pods.set(_gone(old))
+            else:
+                self._pods.drop(old)
+        self._woken(new or old)
+
+    def _woken(self, one: Kept | None) -> None:
+        if one is not None and one.sweep:
+            self._on_change(one.sweep)
+
+
+def _gone(pod: KeptPod) -> KeptPod:
+    """The last state of a pod that is no more: it cannot write any longer."""
+    phase = "Failed" if pod.living else pod.pod.phase
+    return replace(pod, pod=replace(pod.pod, phase=phase, ready=False, deleting=True))
+
+
+def _item(decoder: Callable[[bytes], Kept]) -> Callable[[bytes], Item[Any]]:
+    def item(raw: bytes) -> Item[Any]:
+        kept = decoder(raw)
+        return Item(kept.name, kept.resource_version, kept)
+
+    return item
