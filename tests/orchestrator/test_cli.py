@@ -457,7 +457,7 @@ def test_a_run_is_named_by_name_id_or_sweep(orch: Orch, file: Path, runs: tuple[
     ("words", "message"),
     [
         (["why", "lr1e6"], "run lr1e6: is in no submitted sweep; did you mean lr1e5"),
-        (["results", "nigth"], "sweep nigth: did you mean night?"),
+        (["results", "nigth"], "did you mean night?"),
         (["cancel", "night", "lr9"], "run lr9: is in no submitted sweep"),
         (["logs", "lr1e5"], "run lr1e5: has had no Job yet, so there is no log"),
         (["plan", "no.yaml"], "no.yaml: cannot be read, got No such file or directory"),
