@@ -2,8 +2,8 @@
 
 The elector that the client ships lets an unreachable API server escape as an exception, and its leader works
 on; it measures by the wall clock and waits without limit for an answer. This one says `on_lost` at the
-deadline, whatever its request is doing. Leadership keeps two replicas from doing the same work twice; it is no
-fence: writes are idempotent, so two leaders are harmless.
+deadline, whatever its request is doing. Leadership keeps two replicas from doing the same work twice; it is
+no fence: writes are idempotent, so two leaders are harmless.
 """
 
 from __future__ import annotations

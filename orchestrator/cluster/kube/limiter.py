@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 WRITES_PER_S = 75.0
-"""1,000 Jobs in (1,000 - 100) / 75 = 12 s. An API server on 2 cores takes 71 POSTs/s, Kueue allows itself 300/s;
+"""1,000 Jobs in (1,000 - 100) / 75 = 12 s. An API server on 2 cores takes 71 POSTs/s, Kueue asks for 300/s;
 client-go's default of 5/s would need 200 s."""
 BURST = 100
 LEAST_PER_S = 1.0
