@@ -1,0 +1,54 @@
+"""A real cluster for the tests that ask for it; they carry the marker `cluster`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster.cluster import Cluster, inside_network
+from tests.cluster.rig import lifecycle, tools
+from tests.cluster.rig.settings import Options, Rig
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a cluster, before `-m` chooses."""
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.cluster)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """The cluster that is up (ORCH_CLUSTER_NAME, ORCH_CLUSTER_HOME), else one for this session alone.
+
+    The tests run in its network: they reach the API server, and pods reach a server of the tests.
+    """
+    require_rig()
+    rig = Rig.from_environment()
+    ours = not lifecycle.is_up(rig)
+    try:
+        if ours:
+            lifecycle.up(rig, Options(node_grace=12))
+        with inside_network(rig):
+            yield Cluster(rig)
+    finally:
+        if ours:
+            lifecycle.down(rig)
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[str]:
+    """A namespace for one test."""
+    with cluster.namespace() as name:
+        yield name
+
+
+def require_rig() -> None:
+    """Skip in one line where no cluster can run; in CI that is a failure."""
+    if reason := tools.why_not():
+        if os.environ.get("CI") == "true" or os.environ.get("ORCH_REQUIRE_CLUSTER") == "1":
+            pytest.fail(f"{reason}, and this run must not do without", pytrace=False)
+        pytest.skip(reason)

@@ -1,0 +1,125 @@
+"""From nothing to Ready nodes, and back to nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from tests.cluster.rig import (
+    cgroups,
+    controlplane,
+    credentials,
+    images,
+    network,
+    node,
+    processes,
+    tools,
+)
+from tests.cluster.rig.kubectl import kubectl
+from tests.cluster.rig.settings import (
+    DNS_SERVICE_ADDRESS,
+    GPU_RESOURCE,
+    GPUS_PER_NODE,
+    Node,
+    Options,
+    Rig,
+    RigError,
+)
+
+HIDDEN = ("/run", "/var/run", "/var/lib", "/var/log", "/proc", "/sys", "/dev")
+"""Places a node has for itself: a cluster's folder below one of them would not be seen from inside."""
+
+NO_DNS = {
+    "apiVersion": "v1",
+    "kind": "Service",
+    "metadata": {"name": "kube-dns", "namespace": "kube-system"},
+    "spec": {"clusterIP": DNS_SERVICE_ADDRESS, "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}]},
+}
+"""A name server without endpoints: kube-proxy refuses at once what would otherwise wait for a timeout."""
+
+
+def up(rig: Rig, options: Options) -> None:
+    """Start a cluster, or leave one that runs as it is; a failed start leaves its logs for `down`."""
+    if reason := tools.why_not():
+        raise RigError(reason)
+    if is_up(rig):
+        tools.say("is up already")
+        return
+    if rig.home.exists():
+        raise RigError(f"{rig.home}: parts of a cluster are there; `make cluster-down` first")
+    if any(rig.home.is_relative_to(hidden) for hidden in HIDDEN):
+        raise RigError(f"ORCH_CLUSTER_HOME: a node has its own {', '.join(HIDDEN)}, got {rig.home}")
+    tools.install_packages()
+    binaries = tools.build()
+    began = time.monotonic()
+    rig.create(options)
+    credentials.create(rig)
+    network.create_control(rig)
+    for one in rig.nodes:
+        network.create_node(rig, one)
+        node.start_containerd(rig, one)
+    controlplane.start(rig, binaries)
+    for one in rig.nodes:
+        images.load_own(rig, one, binaries)
+        node.start_kubelet(rig, one, binaries)
+    kubectl(rig, "apply", "-f", "-", input=json.dumps(NO_DNS))
+    for one in rig.nodes:
+        make_ready(rig, one)
+    tools.say(f"Ready after {time.monotonic() - began:.0f} s; export KUBECONFIG={rig.kubeconfig}")
+
+
+def is_up(rig: Rig) -> bool:
+    """Whether every program of the cluster runs."""
+    recorded = list(processes.recorded(rig))
+    return bool(recorded) and all(process.alive() for process in recorded)
+
+
+def make_ready(rig: Rig, one: Node) -> None:
+    """Wait until a node is Ready and give it its GPUs (a kubelet that starts anew takes them away)."""
+    name = f"node/{one.name}"
+    kubectl(rig, "wait", "--for=create", name, "--timeout=60s")
+    capacity = {"status": {"capacity": {GPU_RESOURCE: str(GPUS_PER_NODE)}}}
+    kubectl(rig, "wait", "--for=condition=Ready", name, "--timeout=60s")
+    kubectl(rig, "patch", name, "--subresource=status", f"--patch={json.dumps(capacity)}")
+    gpus = GPU_RESOURCE.replace(".", r"\.")
+    expected = f"--for=jsonpath={{.status.allocatable.{gpus}}}={GPUS_PER_NODE}"
+    kubectl(rig, "wait", expected, name, "--timeout=60s")
+
+
+def down(rig: Rig) -> None:
+    """End and remove all that `up` started, however far it came; without a cluster, do nothing."""
+    if not (rig.home / "options.json").exists():
+        if rig.home.exists():
+            raise RigError(f"{rig.home}: not a cluster's folder (no options.json); left as it is")
+        return
+    for one in rig.nodes:  # so that nothing starts the containers anew
+        processes.stop(rig, node.program(one, "kubelet"))
+        processes.stop(rig, node.program(one, "kube-proxy"))
+        cgroups.kill(f"{rig.name}/{one.name}")
+    for name in reversed(controlplane.NAMES):
+        # An API server asked to end serves open watches for up to a minute.
+        processes.stop(rig, name, signal.SIGKILL)
+    for one in rig.nodes:
+        processes.stop(rig, node.program(one, "containerd"))
+    processes.stop(rig, "etcd")
+    # What is left: shims, and the holders, with which the namespaces and all mounts in them go.
+    cgroups.kill(rig.name)
+    cgroups.remove(rig.name)
+    _remove(rig.home)
+
+
+def _remove(home: Path) -> None:
+    shutil.rmtree(home)
+
+
+def start(rig: Rig, name: str) -> None:
+    """Start an ended program as it was started before, and wait until it does its work again."""
+    processes.restart(rig, name)
+    if name == "kube-apiserver":
+        controlplane.wait_for_api(rig, tools.binaries())
+    for one in rig.nodes:
+        if name == node.program(one, "kubelet"):
+            make_ready(rig, one)
