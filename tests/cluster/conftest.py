@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from orchestrator.cluster.kube.client import Api
 from tests.cluster.cluster import Cluster, inside_network
 from tests.cluster.rig import lifecycle, tools
 from tests.cluster.rig.settings import Options, Rig
+
+DEFINITION = Path(__file__).parents[2] / "manifests" / "base" / "crd.yaml"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -52,3 +56,16 @@ def require_rig() -> None:
         if os.environ.get("CI") == "true" or os.environ.get("ORCH_REQUIRE_CLUSTER") == "1":
             pytest.fail(f"{reason}, and this run must not do without", pytrace=False)
         pytest.skip(reason)
+
+
+@pytest.fixture
+def api(cluster: Cluster, namespace: str) -> Api:
+    """The product's door to the API server, as administrator, in the test's namespace."""
+    return Api.connect(kubeconfig=cluster.kubeconfig, namespace=namespace)
+
+
+@pytest.fixture(scope="session")
+def sweeps_defined(cluster: Cluster) -> None:
+    """The cluster knows Sweeps."""
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(DEFINITION))
+    cluster.kubectl("wait", "--for=condition=Established", "crd/sweeps.orch.dev", "--timeout=60s")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -17,12 +16,10 @@ from orchestrator.cluster.kube.paths import SWEEPS
 from orchestrator.controller.status import SweepStatus
 from orchestrator.sweep.expand import expand
 from orchestrator.sweep.load import from_object, load
-
-pytestmark = pytest.mark.cluster
+from tests.cluster.cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
-Kubectl = Callable[..., CompletedProcess[str]]
 
 NASTY = r"""
 apiVersion: orch.dev/v1alpha1
@@ -59,8 +56,10 @@ def nasty(tmp_path: Path) -> Path:
     return path
 
 
-def _stored(kubectl: Kubectl, namespace: str, name: str) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(kubectl("get", "sweep", name, "-n", namespace, "-o", "json").stdout)
+def _stored(cluster: Cluster, namespace: str, name: str) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(
+        cluster.kubectl("get", "sweep", name, "-n", namespace, "-o", "json").stdout
+    )
     return value
 
 
@@ -74,12 +73,12 @@ def _minimal(name: str = "one", **spec: Any) -> dict[str, Any]:
     }
 
 
-def _apply(kubectl: Kubectl, namespace: str, value: dict[str, Any], *flags: str) -> CompletedProcess[str]:
-    return kubectl("apply", "-n", namespace, *flags, "-f", "-", input=json.dumps(value), check=False)
+def _apply(cluster: Cluster, namespace: str, value: dict[str, Any], *flags: str) -> CompletedProcess[str]:
+    return cluster.kubectl("apply", "-n", namespace, *flags, "-f", "-", input=json.dumps(value), check=False)
 
 
-def test_the_server_takes_the_definition(sweeps_defined: None, kubectl: Kubectl):
-    conditions = json.loads(kubectl("get", "crd", "sweeps.orch.dev", "-o", "json").stdout)["status"][
+def test_the_server_takes_the_definition(sweeps_defined: None, cluster: Cluster):
+    conditions = json.loads(cluster.kubectl("get", "crd", "sweeps.orch.dev", "-o", "json").stdout)["status"][
         "conditions"
     ]
     states = {one["type"]: one["status"] for one in conditions}
@@ -90,32 +89,32 @@ def test_the_server_takes_the_definition(sweeps_defined: None, kubectl: Kubectl)
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_file_means_the_same_through_kubectl(
-    file: Path, sweeps_defined: None, kubectl: Kubectl, namespace: str
+    file: Path, sweeps_defined: None, cluster: Cluster, namespace: str
 ):
-    kubectl("apply", "-n", namespace, "-f", file)
-    _means_the_same(file, kubectl, namespace)
+    cluster.kubectl("apply", "-n", namespace, "-f", str(file))
+    _means_the_same(file, cluster, namespace)
 
 
-def test_so_does_a_nasty_one(nasty: Path, sweeps_defined: None, kubectl: Kubectl, namespace: str):
+def test_so_does_a_nasty_one(nasty: Path, sweeps_defined: None, cluster: Cluster, namespace: str):
     assert len(expand(load(nasty))) == 10
-    kubectl("apply", "-n", namespace, "-f", nasty)
-    _means_the_same(nasty, kubectl, namespace)
+    cluster.kubectl("apply", "-n", namespace, "-f", str(nasty))
+    _means_the_same(nasty, cluster, namespace)
     # kubectl drops nothing and changes nothing on the second time.
-    again = kubectl("apply", "-n", namespace, "-f", nasty)
+    again = cluster.kubectl("apply", "-n", namespace, "-f", str(nasty))
     assert again.stdout.strip() == "sweep.orch.dev/nasty unchanged"
 
 
-def _means_the_same(file: Path, kubectl: Kubectl, namespace: str) -> None:
+def _means_the_same(file: Path, cluster: Cluster, namespace: str) -> None:
     wanted = load(file)
-    stored = from_object(_stored(kubectl, namespace, wanted.metadata.name))
+    stored = from_object(_stored(cluster, namespace, wanted.metadata.name))
     assert stored == wanted
     assert [run.id for run in expand(stored)] == [run.id for run in expand(wanted)]
 
 
-def test_nothing_is_filled_in(sweeps_defined: None, kubectl: Kubectl, namespace: str):
+def test_nothing_is_filled_in(sweeps_defined: None, cluster: Cluster, namespace: str):
     value = _minimal()
-    assert _apply(kubectl, namespace, value).returncode == 0
-    assert _stored(kubectl, namespace, "one")["spec"] == value["spec"]
+    assert _apply(cluster, namespace, value).returncode == 0
+    assert _stored(cluster, namespace, "one")["spec"] == value["spec"]
 
 
 RUNS = [{"name": "a"}]
@@ -154,6 +153,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "must not hold one value twice",
     ),
     "a seed twice": (_minimal(seeds=[1, 1]), "spec.seeds: Invalid value: must not hold one value twice"),
+    "a group's seed twice": (_minimal(groups=[{**GROUP, "seeds": [7, 7]}]), "spec.groups[0].seeds"),
     "a task twice": (_minimal(eval={"tasks": ["mmlu", "mmlu"]}), "spec.eval.tasks: Invalid value"),
     "no groups": (_minimal(groups=[]), "spec.groups in body should have at least 1 items"),
     "text for a number": (
@@ -166,7 +166,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         _minimal(resources={"memory": "lots"}),
         "spec.resources.memory in body should match",
     ),
-    "a seed too large": (_minimal(seeds=[2**32]), "should be less than or equal to 4.294967295e+09"),
+    "a seed too large": (_minimal(seeds=[2**32]), "should be less than or equal to 4294967295"),
     "an unknown variant": (_minimal(eval={"variants": ["raw"]}), 'supported values: "adapter", "merged"'),
     "an empty grid": (_minimal(groups=[{"name": "a", "grid": {}}]), "should have at least 1 properties"),
 }
@@ -174,19 +174,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_the_definition_sees_it_refuses(
-    case: str, sweeps_defined: None, kubectl: Kubectl, namespace: str
+    case: str, sweeps_defined: None, cluster: Cluster, namespace: str
 ):
     value, words = REFUSED[case]
-    done = _apply(kubectl, namespace, value)
+    done = _apply(cluster, namespace, value)
     assert done.returncode == 1
     assert words in " ".join(done.stderr.split())
 
 
 def test_unknown_fields_are_refused_all_at_once(
-    sweeps_defined: None, kubectl: Kubectl, api: Api, namespace: str
+    sweeps_defined: None, cluster: Cluster, api: Api, namespace: str
 ):
     value = _minimal(groups=[{**GROUP, "gird": {}}], parms={})
-    done = _apply(kubectl, namespace, value)
+    done = _apply(cluster, namespace, value)
     assert 'unknown field "spec.groups[0].gird", unknown field "spec.parms"' in done.stderr
     with pytest.raises(Invalid, match="unknown field"):
         api.post(SWEEPS.path(namespace), value)
@@ -205,13 +205,13 @@ def test_unknown_fields_are_refused_all_at_once(
         ("sweep.status.best", ["lowest KL", "klStderr"]),
     ],
 )
-def test_explain_helps(path: str, words: list[str], sweeps_defined: None, kubectl: Kubectl):
-    text = " ".join(kubectl("explain", path).stdout.split())
+def test_explain_helps(path: str, words: list[str], sweeps_defined: None, cluster: Cluster):
+    text = " ".join(cluster.kubectl("explain", path).stdout.split())
     assert [word for word in words if word not in text] == []
 
 
 def test_a_smaller_file_removes_what_kubectl_set(
-    sweeps_defined: None, kubectl: Kubectl, api: Api, namespace: str
+    sweeps_defined: None, cluster: Cluster, api: Api, namespace: str
 ):
     large = _minimal(
         params={"lmbda": 0, "beta": 0.5},
@@ -221,30 +221,30 @@ def test_a_smaller_file_removes_what_kubectl_set(
         ],
         scheduling={"queue": "gpu", "parallelism": 4},
     )
-    assert _apply(kubectl, namespace, large).returncode == 0
+    assert _apply(cluster, namespace, large).returncode == 0
     small = _minimal(
         params={"lmbda": 0},
         groups=[{"name": "a", "runs": RUNS}, {"name": "g", "grid": {"learning_rate": [1e-5]}}],
         scheduling={"parallelism": 4},
     )
     api.apply(SWEEPS.path(namespace, "one"), small, manager="orch", force=True)
-    assert _stored(kubectl, namespace, "one")["spec"] == small["spec"]
+    assert _stored(cluster, namespace, "one")["spec"] == small["spec"]
 
 
-def test_control_has_an_owner_of_its_own(sweeps_defined: None, kubectl: Kubectl, api: Api, namespace: str):
+def test_control_has_an_owner_of_its_own(sweeps_defined: None, cluster: Cluster, api: Api, namespace: str):
     path = SWEEPS.path(namespace, "one")
     api.apply(path, _minimal(), manager="orch", force=True)
     head = {key: value for key, value in _minimal().items() if key != "spec"}
     for control in ({"cancel": ["a", "b"], "suspend": True}, {"cancel": ["a"]}):
         api.apply(path, {**head, "spec": {"control": control}}, manager="orch-control", force=True)
-        assert _stored(kubectl, namespace, "one")["spec"]["control"] == control
+        assert _stored(cluster, namespace, "one")["spec"]["control"] == control
     api.apply(path, _minimal(seeds=[1]), manager="orch", force=True)
-    spec = _stored(kubectl, namespace, "one")["spec"]
+    spec = _stored(cluster, namespace, "one")["spec"]
     assert (spec["control"], spec["seeds"]) == ({"cancel": ["a"]}, [1])
 
 
 def test_an_older_definition_takes_a_newer_controller_s_status(
-    sweeps_defined: None, kubectl: Kubectl, api: Api, namespace: str
+    sweeps_defined: None, cluster: Cluster, api: Api, namespace: str
 ):
     """Without the schema's word for it server-side apply of an unknown field is HTTP 500."""
     api.post(SWEEPS.path(namespace), _minimal())
@@ -273,7 +273,7 @@ def test_an_older_definition_takes_a_newer_controller_s_status(
     assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
 
 
-def test_get_shows_how_far_sweeps_are(sweeps_defined: None, kubectl: Kubectl, api: Api, namespace: str):
+def test_get_shows_how_far_sweeps_are(sweeps_defined: None, cluster: Cluster, api: Api, namespace: str):
     api.post(SWEEPS.path(namespace), _minimal(scheduling={"queue": "gpu"}))
     status = SweepStatus.model_validate(
         {
@@ -288,26 +288,26 @@ def test_get_shows_how_far_sweeps_are(sweeps_defined: None, kubectl: Kubectl, ap
     ).to_json()
     body = {"apiVersion": "orch.dev/v1alpha1", "kind": "Sweep", "metadata": {"name": "one"}, "status": status}
     api.apply(SWEEPS.path(namespace, "one", "status"), body, manager="orch", force=True)
-    head, row = kubectl("get", "sw", "-n", namespace).stdout.splitlines()
+    head, row = cluster.kubectl("get", "sw", "-n", namespace).stdout.splitlines()
     assert head.split() == ["NAME", "TOTAL", "RUNNING", "DONE", "FAILED", "BEST", "GPU-HOURS", "AGE"]
     assert row.split()[:7] == ["one", "9", "3", "1", "3", "a-12345678", "12.5"]
-    head, row = kubectl("get", "orch", "-n", namespace, "-o", "wide").stdout.splitlines()
+    head, row = cluster.kubectl("get", "orch", "-n", namespace, "-o", "wide").stdout.splitlines()
     assert head.split()[8:] == ["PENDING", "QUEUE", "MESSAGE"]
     assert row.split()[8:] == ["2", "gpu", "5", "runs", "to", "go"]
 
 
-def test_sweeps_are_chosen_by_queue(sweeps_defined: None, kubectl: Kubectl, api: Api, namespace: str):
+def test_sweeps_are_chosen_by_queue(sweeps_defined: None, cluster: Cluster, api: Api, namespace: str):
     api.post(SWEEPS.path(namespace), _minimal("one", scheduling={"queue": "gpu"}))
     api.post(SWEEPS.path(namespace), _minimal("two", scheduling={"queue": "cpu"}))
-    chosen = kubectl(
+    chosen = cluster.kubectl(
         "get", "sw", "-n", namespace, "-o", "name", "--field-selector", "spec.scheduling.queue=gpu"
     )
     assert chosen.stdout.split() == ["sweep.orch.dev/one"]
 
 
-def test_kubectl_s_yaml_is_older(sweeps_defined: None, kubectl: Kubectl, namespace: str):
+def test_kubectl_s_yaml_is_older(sweeps_defined: None, cluster: Cluster, namespace: str):
     """What docs say of YAML: kubectl's `no` is false, which no list of tags takes."""
     text = yaml.safe_dump(_minimal()) + "  tags: [no]\n"
-    done = kubectl("apply", "-n", namespace, "-f", "-", input=text, check=False)
+    done = cluster.kubectl("apply", "-n", namespace, "-f", "-", input=text, check=False)
     assert "spec.tags[0]" in done.stderr
     assert "boolean" in done.stderr
