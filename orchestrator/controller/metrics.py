@@ -80,10 +80,10 @@ class _Machinery(Collector):
 
     def collect(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
-            "orch_api_requests", "Requests to the API server.", labels=["method", "status"]
+            "orch_api_requests", "Requests to the API server.", labels=["method", "resource", "status"]
         )
-        for (method, status), count in dict(self._api.requests).items():
-            requests.add_metric([method, str(status)], count)
+        for (method, resource, status), count in self._api.requests.items():
+            requests.add_metric([method, resource, str(status)], count)
         yield requests
         yield GaugeMetricFamily("orch_queue_depth", "Sweeps that wait for a turn.", value=len(self._queue))
         silence = GaugeMetricFamily(

@@ -98,8 +98,11 @@ class Api:
         return self._transport.host
 
     @property
-    def requests(self) -> Counter[tuple[str, int]]:
-        """Answers so far by (method, status); `watch` is a method of its own, status 0 is no answer."""
+    def requests(self) -> Counter[tuple[str, str, int]]:
+        """Answers so far by (method, `jobs` or `sweeps/status`, status).
+
+        `watch` is a method of its own, status 0 is no answer.
+        """
         return Counter(self._transport.requests)
 
     def unlimited(self) -> Api:

@@ -35,14 +35,15 @@ NAMESPACES = Resource("api/v1", "namespaces")
 
 
 class Address(NamedTuple):
-    """What a path names, for messages."""
+    """What a path names, for messages; `resource` without names, as RBAC spells it: `jobs`, `pods/log`."""
 
     api: str
     place: str
+    resource: str = ""
 
 
 def address(path: str) -> Address:
-    """`/apis/batch/v1/namespaces/ml/jobs/x` is `batch/v1` and `ml/jobs/x`; another path stands for itself."""
+    """`/apis/batch/v1/namespaces/ml/jobs/x` is `batch/v1`, `ml/jobs/x`, `jobs`; another stands for itself."""
     parts = path.split("?")[0].strip("/").split("/")
     if parts[0] == "apis" and len(parts) > 3:
         api, rest = "/".join(parts[1:3]), parts[3:]
@@ -52,7 +53,8 @@ def address(path: str) -> Address:
         return Address("", path)
     if rest[0] == "namespaces" and len(rest) > 2:
         rest = rest[1:]
-    return Address(api, "/".join(rest))
+        return Address(api, "/".join(rest), "/".join([rest[1], *rest[3:]]))
+    return Address(api, "/".join(rest), "/".join([rest[0], *rest[2:]]))
 
 
 def _part(text: str) -> str:

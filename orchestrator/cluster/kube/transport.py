@@ -18,6 +18,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 
 from orchestrator.cluster.kube.credentials import Credentials
 from orchestrator.cluster.kube.errors import Request, Unauthorized, refused, unreachable
+from orchestrator.cluster.kube.paths import address
 from orchestrator.errors import UserError
 
 POOL_SIZE = 16
@@ -47,12 +48,12 @@ class Sent:
 class Transport:
     """Requests as one user to one API server; safe to use from several threads.
 
-    `requests` counts answers by (method, status), status 0 for none.
+    `requests` counts answers by (method, resource, status), status 0 for none.
     """
 
     def __init__(self, credentials: Credentials, timeouts: Timeouts | None = None) -> None:
         self.timeouts = timeouts or Timeouts()
-        self.requests: Counter[tuple[str, int]] = Counter()
+        self.requests: Counter[tuple[str, str, int]] = Counter()
         self.on_warning: Callable[[str], None] | None = None
         self._credentials = credentials
         self._counting = threading.Lock()
@@ -125,7 +126,7 @@ class Transport:
             raise unreachable(request, in_words(error)) from error
         finally:
             with self._counting:
-                self.requests[request.method, status] += 1
+                self.requests[request.method, address(request.path).resource, status] += 1
         return response
 
     def _renewed(self, request: Request, identity: str | None) -> bool:

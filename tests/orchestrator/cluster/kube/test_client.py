@@ -137,16 +137,17 @@ def test_a_name_cannot_leave_its_path() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "api", "place"),
+    ("path", "api", "place", "resource"),
     [
-        (JOBS.path("ml", "x"), "batch/v1", "ml/jobs/x"),
-        ("/api/v1/namespaces/ml", "v1", "namespaces/ml"),
-        ("/api/v1/namespaces/ml/pods/x/log?follow=true", "v1", "ml/pods/x/log"),
-        ("/version", "", "/version"),
+        (JOBS.path("ml", "x"), "batch/v1", "ml/jobs/x", "jobs"),
+        (JOBS.path(None), "batch/v1", "jobs", "jobs"),
+        ("/api/v1/namespaces/ml", "v1", "namespaces/ml", "namespaces"),
+        ("/api/v1/namespaces/ml/pods/x/log?follow=true", "v1", "ml/pods/x/log", "pods/log"),
+        ("/version", "", "/version", ""),
     ],
 )
-def test_addresses_in_messages(path: str, api: str, place: str) -> None:
-    assert address(path) == (api, place)
+def test_addresses_in_messages(path: str, api: str, place: str, resource: str) -> None:
+    assert address(path) == (api, place, resource)
 
 
 # Refusals
@@ -266,7 +267,7 @@ def test_no_server_is_unavailable(tmp_path: Path) -> None:
         api = Api.connect(kubeconfig=server.kubeconfig(tmp_path))
     with pytest.raises(Unavailable, match=r"got no answer from http://127.0.0.1:\d+: .*Connection refused"):
         api.get(PATH)
-    assert api.requests == {("GET", 0): 1}
+    assert api.requests == {("GET", "jobs", 0): 1}
 
 
 def test_answers_are_counted(server: FakeApiServer, api: Api) -> None:
@@ -276,7 +277,7 @@ def test_answers_are_counted(server: FakeApiServer, api: Api) -> None:
         api.get(f"{PATH}/x")
     with pytest.raises(TooMany):
         api.post(PATH, {"metadata": {"name": "y"}})
-    assert api.requests == {("GET", 200): 2, ("POST", 429): 1}
+    assert api.requests == {("GET", "jobs", 200): 2, ("POST", "jobs", 429): 1}
 
 
 # Identity
