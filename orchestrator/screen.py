@@ -17,7 +17,7 @@ from rich.text import Text
 
 from orchestrator.client.plan import SweepPlan, counts
 from orchestrator.client.progress import BUSY, RunProgress, seconds_left
-from orchestrator.client.why import Account
+from orchestrator.client.why import Account, held
 from orchestrator.controller.outcome import AttemptRecord
 
 PIPE_WIDTH = 160
@@ -128,16 +128,6 @@ def condition(status: Mapping[str, Any]) -> str:
     return held(status) or str(complete or "not seen by a controller yet")
 
 
-def held(status: Mapping[str, Any]) -> str:
-    """What keeps a sweep from going on, as its controller said it; empty when nothing does."""
-    by_type = {one["type"]: one for one in status.get("conditions") or []}
-    for kind, word in (("Suspended", "suspended"), ("Halted", "halted"), ("JobsRefused", "waits")):
-        if kind in by_type:
-            return f"{word}: {by_type[kind].get('message', '')}"
-    accepted = by_type.get("Accepted", {})
-    return f"refused: {accepted.get('message', '')}" if accepted.get("status") == "False" else ""
-
-
 def bars_fit(out: Console) -> bool:
     """Whether progress bars are drawn there."""
     return out.is_terminal and out.width >= BARS_FROM_WIDTH
@@ -228,6 +218,8 @@ def what_next(account: Account) -> str:
     """What happens to the run without anyone's doing, or what someone can do."""
     state = account.state
     by_hand = f"`orch retry {account.sweep} {state.run.name}` gives it another attempt"
+    if account.held and state.state in ("pending", "trained"):
+        return account.held
     return {
         "pending": "it waits for a place; `orch status` tells whether a controller works on it",
         "running": f"attempt {state.attempts} runs",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,15 @@ LOG_TAIL = 15
 
 @dataclass(frozen=True)
 class Account:
-    """All that is known of a run: its state now, its attempts, and the end of the log of what failed last."""
+    """All that is known of a run: its state now, its attempts, the end of the log of what failed last, and what
+    keeps the whole sweep from going on (`held`).
+    """
 
     sweep: str
     state: RunState
     attempts: tuple[AttemptRecord, ...]
     log: tuple[str, ...] = ()
+    held: str = ""
 
 
 def why(session: Session, text: str) -> Account:
@@ -33,7 +36,17 @@ def why(session: Session, text: str) -> Account:
     attempts = tuple(one for one in session.records(found.stored) if _concerns(one, found))
     failed = [one for one in attempts if one.state == "failed"]
     tail = _tail(session, failed[-1].job) if failed and state.state != "done" else ()
-    return Account(found.stored.name, state, attempts, tail)
+    return Account(found.stored.name, state, attempts, tail, held(found.stored.status))
+
+
+def held(status: Mapping[str, Any]) -> str:
+    """What keeps a sweep from going on, as its controller said it; empty when nothing does."""
+    by_type = {one["type"]: one for one in status.get("conditions") or []}
+    for kind, word in (("Suspended", "suspended"), ("Halted", "halted"), ("JobsRefused", "waits")):
+        if kind in by_type:
+            return f"{word}: {by_type[kind].get('message', '')}"
+    accepted = by_type.get("Accepted", {})
+    return f"refused: {accepted.get('message', '')}" if accepted.get("status") == "False" else ""
 
 
 def to_json(account: Account) -> dict[str, Any]:
@@ -51,6 +64,7 @@ def to_json(account: Account) -> dict[str, Any]:
         "remedy": state.remedy or None,
         "attempts": [one.to_json() for one in account.attempts],
         "log": list(account.log),
+        "held": account.held or None,
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator import live, screen
 from orchestrator.client.progress import progress_of
 from orchestrator.client.session import Session, submitter
+from orchestrator.client.why import held
 
 
 def to_json(session: Session, sweep: str | None, *, mine: bool = False) -> dict[str, Any]:
@@ -53,5 +54,5 @@ def show(session: Session, sweep: str | None, *, watch: bool, mine: bool = False
         out.print(f"suspended: `{session.command_line('resume', stored.name)}` goes on")
     elif not session.led() and not session.settled(stored):
         out.print(f"no controller works on it: {session.unled}")
-    elif session.remote and (said := screen.held(stored.status)):
+    elif session.remote and (said := held(stored.status)):
         out.print(said, soft_wrap=True)

@@ -46,8 +46,10 @@ CONFLICT_HOLDS_S = 60.0
 """Whoever holds a name may give it up: it is tried again this much later."""
 CREATES_A_TURN = 50
 """Jobs made in one turn: what ended meanwhile is recorded before more are made."""
+CREATES_AT_ONCE = 8
 OnStatus = Callable[[str, SweepStatus], None]
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -238,14 +240,17 @@ class Controller:
         for one in deleted:
             LOG.info("controller: deletes %s: %s", one.name, one.reason)
             self.cluster.delete_job(one.name)
-        made = self._each(self._create, created[:CREATES_A_TURN])
+        made: list[Created] = []
+        for first in range(0, len(created[:CREATES_A_TURN]), CREATES_AT_ONCE):
+            # A few at a time: what is refused now would be refused fifty times.
+            made += self._each(self._create, created[first : min(first + CREATES_AT_ONCE, CREATES_A_TURN)])
         if created[CREATES_A_TURN:]:
             return 0.0
         if Created.CONFLICT in made:
             return 0.0  # its runs fail at once, and say why
         return GOING_AGAIN_S if Created.GOING in made else None
 
-    def _each(self, act: Callable[[T], Any], items: list[T]) -> list[Any]:
+    def _each(self, act: Callable[[T], R], items: list[T]) -> list[R]:
         """`act` on every item, several at once where there are writers; the first error is raised."""
         if self._pool is None or len(items) < 2:
             return [act(item) for item in items]
