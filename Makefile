@@ -3,7 +3,7 @@ UV := $(shell command -v uv || echo .uv/bin/uv)
 SYNC := $(UV) sync --frozen --inexact --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check fmt docs clean
+.PHONY: help quickstart test test-slow check fmt docs images clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ fmt: .venv/dev.stamp ## Format and sort imports
 
 docs: .venv/dev.stamp ## Write the generated pages anew
 	.venv/bin/python -m orchestrator.sweep.reference > docs/sweeps.md
+
+images: ## Build the controller and trainer images (images/README.md: TAG, IMAGE_DIR, BASE_IMAGE, …)
+	images/build.sh
 
 clean: ## Remove what was installed here (dump/ stays)
 	rm -rf .venv .uv
