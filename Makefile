@@ -3,7 +3,7 @@ UV := $(shell command -v uv || echo .uv/bin/uv)
 SYNC := $(UV) sync --frozen --inexact --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check fmt docs images clean
+.PHONY: help quickstart test test-slow check fmt docs images cluster-up cluster-down test-cluster clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -12,10 +12,10 @@ quickstart: .venv/quickstart.stamp ## Install, distil a real 135M model three wa
 	.venv/bin/orch submit sweeps/quickstart.yaml --local --wait
 
 test: .venv/dev.stamp ## Install and run the tests (under 3 minutes)
-	.venv/bin/python -m pytest -q -n 2 --dist loadscope -m "not slow and not gpu"
+	.venv/bin/python -m pytest -q -n 2 --dist loadscope -m "not slow and not gpu and not cluster"
 
 test-slow: .venv/dev.stamp ## The tests that take minutes: real kills, several processes, the real small model
-	.venv/bin/python -m pytest -q -m "slow and not gpu"
+	.venv/bin/python -m pytest -q -m "slow and not gpu and not cluster"
 
 check: .venv/dev.stamp ## Formatting, lint, types
 	.venv/bin/ruff format --check .
@@ -31,6 +31,15 @@ docs: .venv/dev.stamp ## Write the generated pages anew
 
 images: ## Build the controller and trainer images (images/README.md: TAG, IMAGE_DIR, BASE_IMAGE, …)
 	images/build.sh
+
+cluster-up: ## A real Kubernetes on this machine, as root (docs/development.md; ARGS: --nodes 0, --scale, …)
+	python3 -m tests.cluster.rig up $(ARGS)
+
+cluster-down: ## End and remove all that cluster-up started; built programs stay in the cache
+	python3 -m tests.cluster.rig down
+
+test-cluster: .venv/dev.stamp ## The tests on a real cluster: the one that is up, else one of their own
+	.venv/bin/python -m pytest -q -m cluster tests/cluster
 
 clean: ## Remove what was installed here (dump/ stays)
 	rm -rf .venv .uv

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
@@ -59,25 +60,24 @@ def kill(path: str, deadline: float = 30) -> None:
     """SIGKILL all processes below `path` until none is left."""
     end = time.monotonic() + deadline
     while pids := members(path):
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         if time.monotonic() > end:
             raise TimeoutError(f"cgroup {path}: {sorted(pids)} do not end by SIGKILL")
-        time.sleep(0.05)
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
 
 
 def remove(path: str, deadline: float = 10) -> None:
-    """Remove the cgroup `path` and all below it; its processes must have ended."""
+    """End all processes below `path` and remove the cgroup with all below it."""
     end = time.monotonic() + deadline
-    for hierarchy in hierarchies():
-        while (hierarchy / path).exists():
+    while any((hierarchy / path).exists() for hierarchy in hierarchies()):
+        kill(path)
+        for hierarchy in hierarchies():
             for folder, _, _ in os.walk(hierarchy / path, topdown=False):
-                try:
+                # The kernel lets a cgroup go a moment after its last process.
+                with suppress(OSError):
                     Path(folder).rmdir()
-                except OSError:
-                    if time.monotonic() > end:
-                        raise
-                    time.sleep(0.05)  # the kernel lets a cgroup go a moment after its last process
+        if time.monotonic() > end:
+            raise TimeoutError(f"cgroup {path}: cannot be removed, and no process is left in it")
+        time.sleep(0.02)

@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import time
-from pathlib import Path
 
 from tests.cluster.rig import (
     cgroups,
@@ -63,8 +62,9 @@ def up(rig: Rig, options: Options) -> None:
         node.start_containerd(rig, one)
     controlplane.start(rig, binaries)
     for one in rig.nodes:
-        images.load_own(rig, one, binaries)
         node.start_kubelet(rig, one, binaries)
+    for one in rig.nodes:  # the kubelets need no image to become Ready
+        images.load_own(rig, one, binaries)
     kubectl(rig, "apply", "-f", "-", input=json.dumps(NO_DNS))
     for one in rig.nodes:
         make_ready(rig, one)
@@ -81,12 +81,11 @@ def make_ready(rig: Rig, one: Node) -> None:
     """Wait until a node is Ready and give it its GPUs (a kubelet that starts anew takes them away)."""
     name = f"node/{one.name}"
     kubectl(rig, "wait", "--for=create", name, "--timeout=60s")
-    capacity = {"status": {"capacity": {GPU_RESOURCE: str(GPUS_PER_NODE)}}}
     kubectl(rig, "wait", "--for=condition=Ready", name, "--timeout=60s")
-    kubectl(rig, "patch", name, "--subresource=status", f"--patch={json.dumps(capacity)}")
-    gpus = GPU_RESOURCE.replace(".", r"\.")
-    expected = f"--for=jsonpath={{.status.allocatable.{gpus}}}={GPUS_PER_NODE}"
-    kubectl(rig, "wait", expected, name, "--timeout=60s")
+    gpus = {GPU_RESOURCE: str(GPUS_PER_NODE)}
+    # The kubelet would copy capacity to allocatable itself, within ten seconds.
+    patch = {"status": {"capacity": gpus, "allocatable": gpus}}
+    kubectl(rig, "patch", name, "--subresource=status", f"--patch={json.dumps(patch)}")
 
 
 def down(rig: Rig) -> None:
@@ -105,14 +104,11 @@ def down(rig: Rig) -> None:
     for one in rig.nodes:
         processes.stop(rig, node.program(one, "containerd"))
     processes.stop(rig, "etcd")
-    # What is left: shims, and the holders, with which the namespaces and all mounts in them go.
-    cgroups.kill(rig.name)
+    # The holders: their namespaces go with them, and all mounts inside. Then what no record names: shims.
+    for process in processes.recorded(rig):
+        processes.stop(rig, process.name, signal.SIGKILL)
     cgroups.remove(rig.name)
-    _remove(rig.home)
-
-
-def _remove(home: Path) -> None:
-    shutil.rmtree(home)
+    shutil.rmtree(rig.home)
 
 
 def start(rig: Rig, name: str) -> None:

@@ -20,6 +20,7 @@ SYSCTLS = {"vm/overcommit_memory": "1", "kernel/panic": "10", "kernel/panic_on_o
 """What the kubelet wants, and would otherwise write machine-wide: files laid over /proc/sys say so."""
 
 HOLD = "exec sleep infinity"
+FORWARD = ("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
 
 
 def holder(node: Node) -> str:
@@ -48,6 +49,7 @@ def create_control(rig: Rig) -> None:
     run([*ip, "link", "add", BRIDGE, "type", "bridge"])
     run([*ip, "address", "add", f"{CONTROL_ADDRESS}/24", "dev", BRIDGE])
     run([*ip, "link", "set", BRIDGE, "up"])
+    run([*inside_control(rig), *FORWARD])  # what leads nowhere is refused at once
 
 
 def create_node(rig: Rig, node: Node) -> None:
@@ -60,6 +62,8 @@ def create_node(rig: Rig, node: Node) -> None:
         source.parent.mkdir(exist_ok=True)
         source.write_text(value + "\n")
         script.append(f"mount --bind {source} /proc/sys/{name}")
+    (node.folder / "resolv.conf").write_text("")  # no name server: a lookup fails at once
+    script.append(f"mount --bind {node.folder / 'resolv.conf'} /etc/resolv.conf")
     # Shared inside (a kubelet's mounts must reach its containers), private to the outside.
     script += ["mount --make-rshared /", f"touch {node.folder / 'mounted'}", HOLD]
     (node.folder / "mounted").unlink(missing_ok=True)
@@ -79,7 +83,7 @@ def _join(rig: Rig, node: Node, pid: int) -> None:
     run([*inside, "address", "add", f"{node.address}/24", "dev", "eth0"])
     run([*inside, "link", "set", "eth0", "up"])
     run([*inside, "route", "add", "default", "via", CONTROL_ADDRESS])
-    run([*inside_node(rig, node), "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])
+    run([*inside_node(rig, node), *FORWARD])
     for other in rig.nodes:
         if other.number < node.number:
             run([*inside, "route", "add", other.pods, "via", other.address])

@@ -62,7 +62,6 @@ def start_kubelet(rig: Rig, node: Node, binaries: Path) -> None:
     """Start the node's kubelet and kube-proxy, which need the API server."""
     cgroup = f"{rig.name}/{node.name}"
     cgroups.create(cgroup)
-    (node.folder / "resolv.conf").write_text("")
     kubelet, proxy = node.folder / "kubelet.json", node.folder / "kube-proxy.json"
     kubelet.write_text(json.dumps(_kubelet(rig, node, cgroup), indent=1))
     proxy.write_text(json.dumps(_kube_proxy(rig, node), indent=1))
@@ -110,7 +109,6 @@ def _kubelet(rig: Rig, node: Node, cgroup: str) -> dict[str, Any]:
         "oomScoreAdj": 0,  # below 0 is for those who may lower it
         "clusterDomain": "cluster.local",
         "clusterDNS": [DNS_SERVICE_ADDRESS],
-        "resolvConf": str(node.folder / "resolv.conf"),
         # The disk belongs to the machine: how full it is must not decide what a test sees.
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "0%", "imagefs.available": "0%"},
         "imageGCHighThresholdPercent": 100,
