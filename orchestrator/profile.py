@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from orchestrator.errors import UserError
 from trainer.flags import describe, nearest
@@ -22,6 +22,10 @@ SubPath = Annotated[
     str, StringConstraints(pattern=r"^([A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*)?$", max_length=200)
 ]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
+
+OUR_VOLUMES = frozenset({"data", "shm", "tmp", "hub-token"})
+OUR_MOUNTS = ("/data", "/dev", "/proc", "/sys", "/tmp", "/var/run/secrets", "/opt/venv")
+"""Where a Job has something of its own."""
 
 GPU_PRODUCTS = {
     "B200": ["NVIDIA-B200"],
@@ -53,6 +57,36 @@ class Toleration(BaseModel):
     tolerationSeconds: int | None = None
 
 
+class Volume(BaseModel):
+    """A volume of the lab that every Job gets besides: a claim (datasets), or a ConfigMap (certificates)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: Name
+    mountPath: str = Field(pattern=r"^(/[A-Za-z0-9_.-]+)+$", max_length=200)
+    claim: Name | None = None
+    configMap: Name | None = None
+    subPath: SubPath = ""
+    readOnly: bool = True
+
+    @model_validator(mode="after")
+    def _checked(self) -> Volume:
+        if (self.claim is None) == (self.configMap is None):
+            raise ValueError("must name a claim or a configMap, and not both")
+        taken = [
+            place for place in OUR_MOUNTS if _within(self.mountPath, place) or _within(place, self.mountPath)
+        ]
+        if ".." in self.mountPath.split("/") or self.name in OUR_VOLUMES or taken:
+            raise ValueError(
+                f"name and mountPath must leave {', '.join(OUR_MOUNTS)} and orch's volumes alone"
+            )
+        return self
+
+
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
+
+
 class Profile(BaseModel):
     """What all Jobs of a lab have in common; never part of a run's identity."""
 
@@ -65,7 +99,11 @@ class Profile(BaseModel):
     imagePullSecrets: list[Name] = Field(default_factory=list, description="Secrets to pull it with.")
     serviceAccount: Name = Field("orch-trainer", description="Account of the Jobs; it gets no token.")
     volumeClaim: Name = Field("orch", description="Shared (ReadWriteMany) claim that holds dump/.")
-    dumpSubPath: SubPath = Field("dump", description="Folder of dump/ in the claim; '' for its root.")
+    dumpSubPath: SubPath = Field(
+        "",
+        description="Folder of the claim that is dump/; it must exist and be writable by uid 10001, for "
+        "Kubernetes would make it as root. '': the claim's root.",
+    )
     modelsSubPath: SubPath = Field("", description="Folder of the models in the claim; '': in dump/.models.")
     hubTokenSecret: Name | None = Field(
         None, description="Secret whose key `token` is the hub token; mounted into fetch Jobs only."
@@ -82,6 +120,16 @@ class Profile(BaseModel):
     tolerations: list[Toleration] = Field(
         default=[Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")],
         description="Taints that Jobs tolerate.",
+    )
+    fsGroup: int | None = Field(
+        None,
+        ge=1,
+        le=2**31 - 1,
+        description="Group that the volume's root gets if it has another, for storage whose new volumes "
+        "belong to root; a volume that is full already then takes long to mount.",
+    )
+    volumes: list[Volume] = Field(
+        default_factory=list, max_length=16, description="Volumes that every Job gets besides."
     )
     env: dict[EnvName, str] = Field(default_factory=dict, description="Environment of every Job.")
     maxMemory: Quantity | None = Field(None, description="Most memory a Job may ask, retries included.")

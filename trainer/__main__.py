@@ -158,7 +158,7 @@ def _guarded(
         return _end(stage, run_id, ExitCode.DIVERGED, str(error), config)
     except Exception as error:  # noqa: BLE001 - the last door: each end needs a code and a record
         code = exit_code(error)
-        text = str(error)
+        text = _not_allowed(error) if isinstance(error, PermissionError) else str(error)
         if code == ExitCode.INTERNAL:
             text = "".join(traceback.format_exception(error))
         return _end(stage, run_id, code, text, config)
@@ -174,10 +174,18 @@ def exit_code(error: BaseException) -> ExitCode:
         return ExitCode.DATA
     if name == "OutOfMemoryError":
         return ExitCode.CUDA_OOM
-    if name in ("UsageError", "ModelError") or (type(error) is ValueError and ": " in str(error)):
+    if name in ("UsageError", "ModelError", "PermissionError") or (type(error) is ValueError and ": " in str(error)):
         # Plain ones are our checks of sizes and adapters: what the user asked for cannot be.
         return ExitCode.USAGE
     return ExitCode.INTERNAL
+
+
+def _not_allowed(error: PermissionError) -> str:
+    """A volume that belongs to someone else is the commonest first fault in a cluster."""
+    return (
+        f"{error.filename or 'a file'}: not allowed, got {error.strerror or error} as uid {os.getuid()}; "
+        "let the folder belong to that user or to a group of theirs"
+    )
 
 
 def _end(stage: Stage, run_id: str | None, code: ExitCode, text: str, config: TrainConfig | None) -> int:

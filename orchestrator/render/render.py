@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import RenderError
-from orchestrator.profile import Profile
+from orchestrator.profile import Profile, Volume
 from orchestrator.render.policy import policy_faults
 from orchestrator.render.schema import schema_faults
 from orchestrator.render.template import fill
@@ -115,7 +115,20 @@ def _context(request: JobRequest, profile: Profile) -> dict[str, Any]:
         "shm_size": profile.shmSize,
         "tmp_size": profile.tmpSize,
         "token_secret": profile.hubTokenSecret or "",
+        "extra_mounts": [_mount(one) for one in profile.volumes],
+        "extra_volumes": [_volume(one) for one in profile.volumes],
     }
+
+
+def _mount(one: Volume) -> dict[str, Any]:
+    mount = {"name": one.name, "mountPath": one.mountPath, "readOnly": one.readOnly}
+    return mount | ({"subPath": one.subPath} if one.subPath else {})
+
+
+def _volume(one: Volume) -> dict[str, Any]:
+    if one.claim:
+        return {"name": one.name, "persistentVolumeClaim": {"claimName": one.claim}}
+    return {"name": one.name, "configMap": {"name": one.configMap}}
 
 
 def _literal(text: str) -> str:
@@ -194,6 +207,9 @@ def _overlay(manifest: dict[str, Any], request: JobRequest, profile: Profile) ->
         "supplementalGroups": [USER_ID],
         "seccompProfile": {"type": "RuntimeDefault"},
     }
+    if profile.fsGroup is not None:
+        # Without OnRootMismatch every mount would go through every file of the volume.
+        pod["securityContext"] |= {"fsGroup": profile.fsGroup, "fsGroupChangePolicy": "OnRootMismatch"}
     for container in pod["containers"]:
         container["securityContext"] = {
             "allowPrivilegeEscalation": False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from orchestrator.errors import UserError
 from orchestrator.profile import Profile, load_profile
@@ -40,3 +41,21 @@ def test_profile_that_cannot_be_read_is_a_users_fault(tmp_path, text):
         path.write_text(text)
     with pytest.raises(UserError, match=r"lab\.toml: cannot be read"):
         load_profile(path)
+
+
+@pytest.mark.parametrize(
+    "volume",
+    [
+        {"name": "x", "mountPath": "/mnt/x"},
+        {"name": "x", "mountPath": "/mnt/x", "claim": "a", "configMap": "b"},
+        {"name": "data", "mountPath": "/mnt/x", "claim": "a"},
+        {"name": "x", "mountPath": "/data/dump/x", "claim": "a"},
+        {"name": "x", "mountPath": "/data", "claim": "a"},
+        {"name": "x", "mountPath": "/mnt/../data", "claim": "a"},
+        {"name": "x", "mountPath": "/var/run/secrets/kubernetes.io", "claim": "a"},
+        {"name": "x", "mountPath": "mnt", "claim": "a"},
+    ],
+)
+def test_a_volume_that_would_hide_something_of_a_job_is_refused(volume: dict[str, str]) -> None:
+    with pytest.raises(ValidationError):
+        Profile.model_validate({"volumes": [volume]})

@@ -180,6 +180,7 @@ def test_dry_run_shows_counts_memory_and_the_loss_mask(tiny_run, tmp_path, capsy
 @pytest.mark.parametrize(
     ("error", "code"),
     [
+        (PermissionError(13, "Permission denied", "/data/dump"), ExitCode.USAGE),
         (DataError("rows"), 65),
         (ValueError("model.x: must be y"), 64),
         (RuntimeError("boom"), 70),

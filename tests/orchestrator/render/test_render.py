@@ -14,7 +14,7 @@ from kubernetes.client import V1Job
 
 from orchestrator.cluster.container import expand
 from orchestrator.errors import RenderError
-from orchestrator.profile import Profile
+from orchestrator.profile import Profile, Volume
 from orchestrator.render import render_job, schema_faults
 from orchestrator.render.template import fill, to_json
 from orchestrator.sweep.spec import Resources, Scheduling
@@ -162,3 +162,28 @@ def test_render_imports_kubernetes_only_to_check():
         "sys.exit(any(name in sys.modules for name in ('kubernetes', 'torch')))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_a_labs_own_volumes_and_group_reach_every_job(request_of):
+    profile = Profile(
+        allowImageTags=True,
+        fsGroup=3000,
+        volumes=[
+            Volume(name="datasets", mountPath="/mnt/datasets", claim="datasets", subPath="text"),
+            Volume(name="ca", mountPath="/etc/lab-ca", configMap="lab-ca"),
+        ],
+    )
+    for stage in STAGES:
+        pod = render_job(request_of(stage=stage), profile)["spec"]["template"]["spec"]
+        volumes = {one["name"]: one for one in pod["volumes"]}
+        assert volumes["datasets"]["persistentVolumeClaim"] == {"claimName": "datasets"}
+        assert volumes["ca"]["configMap"] == {"name": "lab-ca"}
+        mounts = {one["name"]: one for one in pod["containers"][0]["volumeMounts"]}
+        assert mounts["datasets"] == {
+            "name": "datasets",
+            "mountPath": "/mnt/datasets",
+            "subPath": "text",
+            "readOnly": True,
+        }
+        assert pod["securityContext"]["fsGroup"] == 3000
+        assert pod["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"
