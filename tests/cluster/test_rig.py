@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.rig.settings import TOOLS_IMAGE
+from tests.cluster.rig.settings import TOOLS_IMAGE, RigError
 
 USER = 10001
 
@@ -182,3 +183,37 @@ def test_a_name_lookup_fails_at_once(cluster: Cluster, namespace: str) -> None:
     manifest = pod("asks", "nslookup example.org >/dev/null 2>&1; echo exit $?", activeDeadlineSeconds=20)
 
     assert run(cluster, namespace, "asks", manifest) == "exit 1\n"
+
+
+def test_a_pod_and_the_gpus_outlive_their_kubelet(cluster: Cluster, namespace: str) -> None:
+    node = cluster.nodes[1]
+    run(cluster, namespace, "lasts", pod("lasts", "sleep infinity", nodeName=node), "Running")
+    [before] = get(cluster, "-n", namespace, "pod", "lasts")["status"]["containerStatuses"]
+
+    execute = ("exec", "-n", namespace, "lasts", "--", "hostname")
+
+    cluster.stop(f"{node}.kubelet", signal.SIGKILL)
+    cluster.start(f"{node}.kubelet")
+
+    assert get(cluster, "node", node)["status"]["allocatable"]["nvidia.com/gpu"] == "8"
+    while (reached := cluster.kubectl(*execute, check=False)).returncode:
+        assert "pod does not exist" in reached.stderr, "said before a kubelet has seen its pods"
+    assert reached.stdout == "lasts\n"
+    [after] = get(cluster, "-n", namespace, "pod", "lasts")["status"]["containerStatuses"]
+    assert after == before
+
+
+def test_what_was_stored_outlives_the_control_plane(cluster: Cluster, namespace: str) -> None:
+    cluster.kubectl("create", "configmap", "-n", namespace, "kept", "--from-literal=a=b")
+    for program in ("kube-apiserver", "etcd"):
+        cluster.stop(program, signal.SIGKILL)
+    refused = cluster.kubectl("get", "namespaces", check=False)
+    assert refused.returncode == 1
+    assert "connection refused" in refused.stderr
+
+    for program in ("etcd", "kube-apiserver"):
+        cluster.start(program)
+
+    assert get(cluster, "-n", namespace, "configmap", "kept")["data"] == {"a": "b"}
+    with pytest.raises(RigError, match="already runs as pid"):
+        cluster.start("etcd")

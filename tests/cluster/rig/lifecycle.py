@@ -47,8 +47,7 @@ def up(rig: Rig, options: Options) -> None:
     if is_up(rig):
         tools.say("is up already")
         return
-    if rig.home.exists():
-        raise RigError(f"{rig.home}: parts of a cluster are there; `make cluster-down` first")
+    refuse_remains(rig)
     if any(rig.home.is_relative_to(hidden) for hidden in HIDDEN):
         raise RigError(f"ORCH_CLUSTER_HOME: a node has its own {', '.join(HIDDEN)}, got {rig.home}")
     tools.install_packages()
@@ -75,6 +74,13 @@ def is_up(rig: Rig) -> bool:
     """Whether every program of the cluster runs."""
     recorded = list(processes.recorded(rig))
     return bool(recorded) and all(process.alive() for process in recorded)
+
+
+def refuse_remains(rig: Rig) -> None:
+    """RigError when the folder of a cluster is there."""
+    if rig.home.exists():
+        ended = [process.name for process in processes.recorded(rig) if not process.alive()]
+        raise RigError(f"{rig.home}: a cluster is there, and ended are {ended}; `make cluster-down` first")
 
 
 def make_ready(rig: Rig, one: Node) -> None:
@@ -113,9 +119,14 @@ def down(rig: Rig) -> None:
 
 def start(rig: Rig, name: str) -> None:
     """Start an ended program as it was started before, and wait until it does its work again."""
+    nodes = [one for one in rig.nodes if name == node.program(one, "kubelet")]
+    for one in nodes:
+        # So that Ready means the new kubelet, whatever the old one said last.
+        unknown = {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
+        patch = f"--patch={json.dumps(unknown)}"
+        kubectl(rig, "patch", f"node/{one.name}", "--subresource=status", patch)
     processes.restart(rig, name)
     if name == "kube-apiserver":
         controlplane.wait_for_api(rig, tools.binaries())
-    for one in rig.nodes:
-        if name == node.program(one, "kubelet"):
-            make_ready(rig, one)
+    for one in nodes:
+        make_ready(rig, one)
