@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -32,15 +33,13 @@ def cluster() -> Iterator[Cluster]:
     """
     require_rig()
     rig = Rig.from_environment()
-    ours = not lifecycle.is_up(rig)
-    try:
-        if ours:
+    with ExitStack() as ours:
+        if not lifecycle.is_up(rig):
+            lifecycle.refuse_remains(rig)  # of a cluster that this session did not start
+            ours.callback(lifecycle.down, rig)
             lifecycle.up(rig, Options(node_grace=12))
         with inside_network(rig):
             yield Cluster(rig)
-    finally:
-        if ours:
-            lifecycle.down(rig)
 
 
 @pytest.fixture
