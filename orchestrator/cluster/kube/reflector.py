@@ -130,15 +130,17 @@ class Reflector(Generic[T]):
                     self._wait_out(error)
 
     def _turn(self) -> None:
-        """One list, or one watch to its end."""
+        """One list, or one watch to its end, or both."""
         if self._version is None and self._streams_lists and not self._page_once:
             self._watch_list()
-        elif self._version is None:
+            return
+        if self._version is None:
             self._page_once = False
             self._take(self._lister.paged())
-        elif self._clock() >= self._drift_due:
+            return
+        if self._clock() >= self._drift_due:
             self._check_drift(self._version)
-        else:
+        if self._version is not None:
             began = self._clock()
             with self._open(resourceVersion=self._version) as stream:
                 self._follow(wire.events(self._request, stream), began)

@@ -6,6 +6,7 @@ requests of a method get instead of a true answer.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import socket
@@ -21,6 +22,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 Json = dict[str, Any]
+SERVED = ("configmaps", "jobs", "leases", "pods")
 INITIAL_END = {"k8s.io/initial-events-end": "true"}
 
 
@@ -39,6 +41,7 @@ class Asked:
     query: dict[str, str]
     headers: dict[str, str]
     body: Any = None
+    closed_watches: int = 0
 
 
 @dataclass
@@ -62,7 +65,6 @@ class World:
     compacted: int = 0
     token: str | None = None
     streams_lists: bool = True
-    bookmarks: int = 0
     closed_watches: int = 0
     asked: list[Asked] = field(default_factory=list)
     faults: dict[str, deque[Fault]] = field(default_factory=lambda: defaultdict(deque))
@@ -145,9 +147,11 @@ class FakeApiServer:
             self.world.compacted = self.world.version
 
     def bookmark(self) -> None:
-        """Send one to every open watch."""
+        """Something happens elsewhere, and every watch is told how far it has come."""
         with self.world.changed:
-            self.world.bookmarks += 1
+            self.world.version += 1
+            metadata = {"resourceVersion": str(self.world.version)}
+            self.world.history.append(Change(self.world.version, "*", "BOOKMARK", {"metadata": metadata}))
             self.world.changed.notify_all()
 
     def end_watches(self) -> None:
@@ -264,6 +268,10 @@ class Handler(BaseHTTPRequestHandler):
         except OSError:  # the client left: its right
             self.close_connection = True
 
+    def finish(self) -> None:
+        with contextlib.suppress(OSError):
+            super().finish()
+
     def do_GET(self) -> None:
         self._answer()
 
@@ -278,6 +286,7 @@ class Handler(BaseHTTPRequestHandler):
         asked = Asked(method, url.path, query, dict(self.headers), body)
         world = self.world
         with world.changed:
+            asked.closed_watches = world.closed_watches
             fault = world.faults[method].popleft() if world.faults[method] else None
             world.asked.append(asked)
             world.changed.notify_all()
@@ -293,11 +302,11 @@ class Handler(BaseHTTPRequestHandler):
     def _get(self, asked: Asked) -> None:
         collection, _, name = asked.path.rpartition("/")
         with self.world.changed:
-            if asked.path in self.world.objects:
+            if asked.path.endswith(SERVED):
                 self._list(asked)
             elif name in self.world.objects.get(collection, {}):
                 self.reply(200, json.dumps(self.world.objects[collection][name]).encode())
-            elif collection in self.world.objects:
+            elif collection.endswith(SERVED):
                 self._not_found(collection, name)
             else:
                 self.reply(404, b"404 page not found\n", [("Content-Type", "text/plain; charset=utf-8")])
@@ -354,18 +363,16 @@ class Handler(BaseHTTPRequestHandler):
                 return
             if initial:
                 self._begin(asked)
-            marks, ends = world.bookmarks, world.closed_watches
-            while not world.stopping and world.closed_watches == ends and time.monotonic() < until:
+            while True:
                 for change in world.history:
-                    if change.version > reached and change.collection == asked.path:
-                        if _matches(asked, change.object):
+                    if change.version > reached and change.collection in (asked.path, "*"):
+                        if change.kind == "BOOKMARK" or _matches(asked, change.object):
                             self.chunk(_line(change.kind, change.object))
                         reached = change.version
-                if marks != world.bookmarks:
-                    marks, reached = world.bookmarks, world.version
-                    self.chunk(_line("BOOKMARK", {"metadata": {"resourceVersion": str(world.version)}}))
-                self.wfile.flush()
-                world.changed.wait(until - time.monotonic())
+                left_s = until - time.monotonic()
+                if world.stopping or world.closed_watches > asked.closed_watches or left_s <= 0:
+                    break
+                world.changed.wait(left_s)
         self.chunk(b"")
 
     def _begin(self, asked: Asked) -> None:
