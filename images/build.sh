@@ -21,10 +21,12 @@ build() {
   [ -z "${EXTRAS:-}" ] || arguments+=(--build-arg "EXTRAS=$EXTRAS")
   # Mounted while something is downloaded, never kept: a proxy's certificates and where packages come from.
   local bundle=${CA_BUNDLE:-${SSL_CERT_FILE:-}}
-  [ -z "$bundle" ] || arguments+=(--secret "id=ca.pem,src=$bundle" --build-arg SSL_CERT_FILE=/run/secrets/ca.pem)
+  [ -z "$bundle" ] ||
+    arguments+=(--secret "id=ca.pem,src=$bundle" --build-arg SSL_CERT_FILE=/run/secrets/ca.pem)
   [ -z "${PIP_CONFIG_FILE:-}" ] || arguments+=(--secret "id=pip.conf,src=$PIP_CONFIG_FILE")
   [ -z "${UV_CONFIG_FILE:-}" ] || arguments+=(--secret "id=uv.toml,src=$UV_CONFIG_FILE")
-  arguments+=(--build-arg "VERSION=$(version)" --build-arg "REVISION=$(revision)" --build-arg "SOURCE=${SOURCE:-}")
+  arguments+=(--build-arg "VERSION=$(version)" --build-arg "REVISION=$(revision)")
+  arguments+=(--build-arg "SOURCE=${SOURCE:-}")
   build_image "$2" "${arguments[@]}" .
 }
 

@@ -18,10 +18,18 @@ fail() {
   exit 2
 }
 
-# Chroot isolation needs no OCI runtime. $BUILDAH_ROOT keeps everything in one folder that can be removed whole.
+# Chroot isolation needs no OCI runtime. $BUILDAH_ROOT holds all that buildah keeps, to be removed whole.
 run_buildah() {
-  BUILDAH_ISOLATION=${BUILDAH_ISOLATION:-chroot} STORAGE_DRIVER=${STORAGE_DRIVER:-overlay} buildah \
+  BUILDAH_ISOLATION=${BUILDAH_ISOLATION:-chroot} STORAGE_DRIVER=${STORAGE_DRIVER:-overlay} in_store buildah \
     ${BUILDAH_ROOT:+--root "$BUILDAH_ROOT/storage" --runroot "$BUILDAH_ROOT/run"} "$@"
+}
+
+# in_store COMMAND...: buildah and skopeo leave the folder of their layers mounted upon itself.
+in_store() {
+  local status=0
+  "$@" || status=$?
+  [ -z "${BUILDAH_ROOT:-}" ] || umount "$BUILDAH_ROOT/storage/overlay" 2>/dev/null || true
+  return "$status"
 }
 
 # build_image NAME [ARGUMENT...]: the arguments are those that `docker build` and `buildah build` share.
@@ -30,7 +38,7 @@ build_image() {
   shift
   case "$ENGINE" in
     docker) DOCKER_BUILDKIT=1 docker build --tag "$name" "$@" ;;
-    buildah) run_buildah build --layers --tag "$name" "$@" ;;
+    buildah) run_buildah build --layers --force-rm --tag "$name" "$@" ;;
   esac
 }
 
@@ -47,7 +55,10 @@ save_image() {
       command -v skopeo >/dev/null || fail "IMAGE_DIR: buildah needs skopeo to write there; install skopeo"
       mkdir -p "$2"
       # Layers that lie there already are not written again; `buildah push` would compress them all anew.
-      skopeo copy --quiet --dest-oci-accept-uncompressed-layers "containers-storage:$(store)$1" "oci:$2:$1"
+      # An index that is there would go on naming the image of before.
+      rm -f "$2/index.json"
+      in_store skopeo copy --quiet --dest-oci-accept-uncompressed-layers \
+        "containers-storage:$(store)$1" "oci:$2:$1"
       drop_unused_blobs "$2"
       ;;
   esac

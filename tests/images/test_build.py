@@ -91,7 +91,14 @@ def test_buildah_builds_where_docker_has_no_daemon(machine: Machine) -> None:
 
     _, build = machine.calls()
     # Without --layers a change of the code would install everything again.
-    assert build[:5] == ["buildah", "build", "--layers", "--tag", "localhost/orch-controller:dev"]
+    assert build[:6] == [
+        "buildah",
+        "build",
+        "--layers",
+        "--force-rm",
+        "--tag",
+        "localhost/orch-controller:dev",
+    ]
     assert values(build, "--file") == ["images/Dockerfile"]
 
 

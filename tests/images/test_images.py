@@ -60,14 +60,9 @@ def test_nothing_of_the_machine_that_built_it_is_kept(image: Image) -> None:
     env = dict(one.split("=", 1) for one in image.config["config"]["Env"])
 
     assert not [name for name in env if re.search(r"PROXY|CERT|INDEX|_URL", name, re.IGNORECASE)]
-    assert not [path for layer in image.layers for path in layer.files if path.startswith("run/secrets/")]
-    assert not [
-        path
-        for layer in image.layers
-        for path in layer.files
-        if re.fullmatch(r"(etc|root|tmp)/(.*/)?(pip\.conf|uv\.toml|\.netrc|.*\.lock)", path)
-        and path != "etc/.pwd.lock"
-    ]
+    paths = [path for layer in image.layers for path in layer.files]
+    assert not [path for path in paths if path.startswith(("run/", "tmp/"))]
+    assert not [path for path in paths if path.endswith(("/pip.conf", "/uv.toml", "/.netrc"))]
     # Arguments of a build are part of its history: only where a secret is mounted may be told.
     history = " ".join(one.get("created_by", "") for one in image.config["history"])
     assert set(re.findall(r"SSL_CERT_FILE=(\S+)", history)) <= {"/run/secrets/ca.pem"}
@@ -116,6 +111,7 @@ def test_the_controller_is_small_and_has_no_torch(controller: Image) -> None:
 
 def test_the_trainer_has_what_its_stages_import_and_its_task_files(trainer: Image) -> None:
     assert {"torch", "transformers", "peft", "datasets", "bitsandbytes", "lm_eval"} <= packages(trainer)
+    assert "kubernetes" not in packages(trainer)
     paths = {match["path"] for path in trainer.layers[-1].files if (match := SITE.fullmatch(path))}
     assert {"trainer/tasks/everyday.yaml", "trainer/tasks/everyday.jsonl"} <= paths
 
@@ -138,6 +134,7 @@ def test_the_controllers_program_answers_as_any_user_without_a_network(
     controller: Image, tmp_path_factory: pytest.TempPathFactory, uid: int
 ) -> None:
     root = tmp_path_factory.mktemp("root")
+    root.chmod(0o755)  # pytest gives its folders to root alone
     unpack(controller, root)
     env = dict(one.split("=", 1) for one in controller.config["config"]["Env"])
     modules = "import kubernetes.client; from kubernetes.client import V1Job; import orchestrator.cli"
