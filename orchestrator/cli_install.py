@@ -107,9 +107,9 @@ def _install(
         raise typer.BadParameter("-o json cannot ask; give --yes or --dry-run with it")
     if write and not yes:
         _ask(f"Install orch in namespace {options.namespace} of {api.host}?")
-    for change in installs.apply(api, changes, force=force) if write else ():
-        if output is InstallOutput.TEXT:
-            print(f"{change.verdict.value}d {change.object['kind']} {change.object['metadata']['name']}")
+    written = list(installs.apply(api, changes, force=force)) if write else []
+    if written and output is InstallOutput.TEXT:
+        print(f"wrote {len(written)} objects; `orch doctor` tells when all is there")
     if output is InstallOutput.JSON:
         print_json(changes_json(changes, options.namespace, applied=write))
 

@@ -145,7 +145,8 @@ def volume(name: str, seen: Seen, storage_class: Seen, nodes: Seen) -> Iterator[
         yield missing(
             "volume",
             f"claim {name} is {phase or 'not seen yet'}{_why(asked, storage_class)}",
-            f"see kubectl describe pvc {name}; `orch install --storage-class` names another for a new one",
+            f"see kubectl describe pvc {name}; to use another class, delete it and run "
+            "`orch install --storage-class …`",
         )
 
 

@@ -15,7 +15,7 @@ from orchestrator.client.findings import Finding, Right, Seen
 from orchestrator.client.install import sweeps_served
 from orchestrator.cluster.kube.client import Api
 from orchestrator.cluster.kube.errors import Forbidden, NotFound
-from orchestrator.cluster.kube.paths import CONFIG_MAPS, LEASES, NAMESPACES, Resource
+from orchestrator.cluster.kube.paths import CONFIG_MAPS, LEASES, NAMESPACES, PODS, Resource
 from orchestrator.errors import UserError
 from orchestrator.profile import PROFILE_FILE, Profile, parse_profile
 from orchestrator.sweep.crd import crd
@@ -32,6 +32,7 @@ DEFINITIONS = Resource("apis/apiextensions.k8s.io/v1", "customresourcedefinition
 REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 KUEUE_VERSIONS = ("v1beta2", "v1beta1")
 AT_ONCE = 8
+CONTROLLER_PODS = "app.kubernetes.io/part-of=orch,app.kubernetes.io/component=controller"
 DEFINITION = "sweeps.orch.dev"
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 
@@ -79,7 +80,8 @@ class _Examination:
         if here.absent:
             return
         yield from findings.rights(self._rights())
-        yield from findings.controller(self._see(self._path(DEPLOYMENTS, CONTROLLER)))
+        pods = self._list(self._path(PODS), labelSelector=CONTROLLER_PODS)
+        yield from findings.controller(self._see(self._path(DEPLOYMENTS, CONTROLLER)), pods)
         yield from findings.lease(self._see(self._path(LEASES, CONTROLLER_LEASE)), self.now)
         yield from findings.network(self._list(self._path(POLICIES)))
         stored = self._see(self._path(CONFIG_MAPS, PROFILE_CONFIG_MAP))
@@ -147,16 +149,16 @@ class _Examination:
     def _path(self, kind: Resource, name: str | None = None) -> str:
         return kind.path(self.api.namespace, name)
 
-    def _see(self, path: str) -> Seen:
+    def _see(self, path: str, **query: str) -> Seen:
         try:
-            return Seen(json.loads(self.api.get(path)))
+            return Seen(json.loads(self.api.get(path, **query)))
         except NotFound:
             return Seen()
         except Forbidden as error:
             return Seen(denied=error.message)
 
-    def _list(self, path: str) -> Seen:
-        seen = self._see(path)
+    def _list(self, path: str, **query: str) -> Seen:
+        seen = self._see(path, **query)
         return Seen(seen.value["items"]) if seen.value else seen
 
 

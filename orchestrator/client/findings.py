@@ -121,7 +121,7 @@ def _number(version: str) -> tuple[int, ...]:
 def namespace(name: str, seen: Seen) -> Iterator[Finding]:
     """Whether it exists, and refuses pods that are not restricted."""
     if seen.absent:
-        yield missing("namespace", f"there is no namespace {name}", "run `orch install`")
+        yield missing("namespace", f"there is no namespace {name}", f"run `orch install -n {name}`")
     elif seen.denied:
         yield unseen("namespace", f"namespace {name}", seen)
     else:
@@ -136,8 +136,8 @@ def namespace(name: str, seen: Seen) -> Iterator[Finding]:
             )
 
 
-def controller(seen: Seen) -> Iterator[Finding]:
-    """Whether it runs, and from an image that cannot change."""
+def controller(seen: Seen, pods: Seen) -> Iterator[Finding]:
+    """Whether it runs, and from an image that cannot change; `pods` are the controller's."""
     if seen.absent:
         yield missing("controller", "there is no controller", "run `orch install --controller-image …`")
         return
@@ -154,7 +154,7 @@ def controller(seen: Seen) -> Iterator[Finding]:
     elif not ready:
         yield missing(
             "controller",
-            f"0 of {wanted} ready{_trouble(seen.value)}",
+            f"0 of {wanted} ready{_trouble(seen.value, pods.value or [])}",
             f"see kubectl describe pods -l app.kubernetes.io/component=controller; its image is {image}",
         )
     else:
@@ -162,14 +162,25 @@ def controller(seen: Seen) -> Iterator[Finding]:
     yield _pinned("controller-image", image, "run `orch install --controller-image NAME@sha256:…`")
 
 
-def _trouble(deployment: Mapping[str, Any]) -> str:
-    """What its conditions complain of."""
+def _trouble(deployment: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> str:
+    """What its conditions and its pods complain of, each once."""
+    status = deployment.get("status", {})
     bad = [
         str(one.get("message", ""))
-        for one in deployment.get("status", {}).get("conditions") or []
+        for one in status.get("conditions") or []
         if (one.get("type"), one.get("status")) in (("ReplicaFailure", "True"), ("Progressing", "False"))
     ]
-    return f": {'; '.join(bad)}" if bad else ""
+    for pod in pods:
+        told = pod.get("status", {})
+        bad += [
+            f"{one.get('reason')}: {one.get('message', '')}"
+            for one in told.get("conditions") or []
+            if (one.get("type"), one.get("status")) == ("PodScheduled", "False")
+        ]
+        states = [one.get("state", {}) for one in told.get("containerStatuses") or []]
+        bad += [str(state["waiting"].get("reason")) for state in states if "waiting" in state]
+        bad += [f"ended with {one['terminated'].get('exitCode')}" for one in states if "terminated" in one]
+    return f": {'; '.join(dict.fromkeys(bad))}" if bad else ""
 
 
 def lease(seen: Seen, now: datetime) -> Iterator[Finding]:

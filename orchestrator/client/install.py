@@ -100,16 +100,27 @@ def _change(api: Api, one: Object, options: Options, force: bool, *, untried: bo
     if untried:
         return Change(wanted, Verdict.CREATE, exists=False)
     try:
-        answer = api.apply(path(wanted), wanted, manager=MANAGER, force=force, dryRun="All")
+        answer = _tried(api, wanted, force)
     except Forbidden as error:
         return Change(wanted, Verdict.DENIED, note=error.message, exists=exists)
-    except Conflict as error:
-        fields = tuple(f"{cause.field}: {cause.message}" for cause in error.causes)
-        return Change(wanted, Verdict.CONFLICT, fields or (error.message,))
+    except NotFound:
+        # A RoleBinding, by one who may grant only what he holds: its Role is not there yet.
+        return Change(wanted, Verdict.CREATE, exists=False)
+    except Conflict:
+        # Values that the server takes for equal conflict too, when one of two leaves a default out.
+        fields = tuple(differences(found, _tried(api, wanted, force=True)))
+        return Change(wanted, Verdict.CONFLICT if fields else Verdict.SAME, fields)
     if found is None:
         return Change(wanted, Verdict.CREATE, exists=False)
-    fields = tuple(differences(found, json.loads(answer)))
+    fields = tuple(differences(found, answer))
     return Change(wanted, Verdict.CHANGE if fields else Verdict.SAME, fields, note)
+
+
+def _tried(api: Api, one: Object, force: bool) -> Object:
+    """What applying it would make."""
+    answer = api.apply(path(one), one, manager=MANAGER, force=force, dryRun="All")
+    made: Object = json.loads(answer)
+    return made
 
 
 def _found(api: Api, address: str) -> tuple[bool | None, Object | None]:

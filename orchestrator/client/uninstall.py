@@ -16,6 +16,12 @@ from orchestrator.sweep.naming import LABEL_MANAGED_BY, LABEL_RECORD, MANAGED_BY
 
 JOBS_OF_ORCH = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
 RECORDS = f"{JOBS_OF_ORCH},{LABEL_RECORD}"
+NEEDED_BY_JOBS = {
+    "ServiceAccount orch-trainer",
+    "NetworkPolicy orch-default-deny",
+    "NetworkPolicy orch-dns",
+    "NetworkPolicy orch-fetch",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ def plan(api: Api, *, keep_crd: bool = False, delete_volume: bool = False) -> Re
     goes, kept = [], [Kept(f"Namespace {here}", f"`kubectl delete namespace {here}` removes what is left")]
     # The controller first: it would act on what vanishes. Its account and rights last.
     for one in sorted(bundle(Options(namespace=here)), key=lambda one: one["kind"] != "Deployment"):
-        why = _why_kept(one, shared, delete_volume)
+        why = _why_kept(one, shared, keep_crd, delete_volume)
         if one["kind"] == "Namespace" or not _exists(api, one):
             continue
         if why:
@@ -70,10 +76,10 @@ def plan(api: Api, *, keep_crd: bool = False, delete_volume: bool = False) -> Re
 
 def remove(api: Api, removal: Removal, *, keep_crd: bool = False) -> Iterator[str]:
     """Remove it; what went, in words. Pods get their time to checkpoint."""
-    controller, *rest = removal.objects if removal.objects else (None,)
-    if controller is not None:
-        api.delete(path(controller), propagation="Foreground")
-        yield label(controller)
+    controller = [one for one in removal.objects if one["kind"] == "Deployment"]
+    for one in controller:
+        api.delete(path(one), propagation="Foreground")
+        yield label(one)
     if not keep_crd:
         # Before their definition: without it the garbage collector may not find out whose the Jobs were.
         for resource, selector, what in (
@@ -84,7 +90,7 @@ def remove(api: Api, removal: Removal, *, keep_crd: bool = False) -> Iterator[st
             query = f"?{urlencode({'labelSelector': selector})}" if selector else ""
             api.delete(resource.path(removal.namespace) + query)
             yield what
-    for one in rest:
+    for one in removal.objects[len(controller) :]:
         api.delete(path(one))
         yield label(one)
 
@@ -99,9 +105,11 @@ def _why_shared(keep_crd: bool, elsewhere: set[str] | None, here: str) -> str:
     return f"Sweeps in {', '.join(others)} need it" if others else ""
 
 
-def _why_kept(one: Object, shared: str, delete_volume: bool) -> str:
+def _why_kept(one: Object, shared: str, keep_crd: bool, delete_volume: bool) -> str:
     if cluster_scoped(one):
         return shared
+    if keep_crd and label(one) in NEEDED_BY_JOBS:
+        return "Jobs that still run need it"
     if one["kind"] == "PersistentVolumeClaim" and not delete_volume:
         return "models, runs and results; --delete-volume removes them"
     return ""

@@ -36,9 +36,9 @@ def show_changes(out: Console, changes: Sequence[Change], where: str) -> None:
         if one.verdict is Verdict.DENIED and cluster_scoped(one.object) and one.exists is not False:
             note = ": you may not change it; it is used as it is"
         line = Text(f"{sign} {label(one.object)}", style=style)
-        out.print(line.append(f"  {one.verdict.value}{note}", style="default"))
+        out.print(line.append(f"  {one.verdict.value}{note}", style="default"), soft_wrap=True)
         for field in one.fields:
-            out.print(f"    {field}")
+            out.print(f"    {field}", soft_wrap=True)
     number = {verdict: sum(one.verdict is verdict for one in changes) for verdict in Verdict}
     same = number[Verdict.SAME] + number[Verdict.KEPT]
     out.print(

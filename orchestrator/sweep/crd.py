@@ -48,18 +48,20 @@ HEAD = (
 _COPIED = ("type", "enum", "pattern", "minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum")
 _MAP_BOUNDS = ("minProperties", "maxProperties")
 
+_ALWAYS: dict[str, int] = {}  # priority 0 is stored as none, and a list with it is another one
+_WIDE = {"priority": 1}
 _COLUMNS = (
-    ("Total", "integer", ".status.counts.total", 0, "Runs."),
-    ("Running", "integer", ".status.counts.running", 0, "Runs that train now."),
-    ("Done", "integer", ".status.counts.done", 0, "Runs that are trained and evaluated."),
-    ("Failed", "integer", ".status.counts.failed", 0, "Runs that have failed."),
-    ("Best", "string", ".status.best.run", 0, "The run nearest to the teacher."),
-    ("GPU-Hours", "number", ".status.gpuHours", 0, "GPU-hours used."),
-    ("Age", "date", ".metadata.creationTimestamp", 0, "Time since it was submitted."),
-    ("Pending", "integer", ".status.counts.pending", 1, "Runs that wait."),
-    ("Queue", "string", ".spec.scheduling.queue", 1, "Queue of its Jobs."),
+    ("Total", "integer", ".status.counts.total", _ALWAYS, "Runs."),
+    ("Running", "integer", ".status.counts.running", _ALWAYS, "Runs that train now."),
+    ("Done", "integer", ".status.counts.done", _ALWAYS, "Runs that are trained and evaluated."),
+    ("Failed", "integer", ".status.counts.failed", _ALWAYS, "Runs that have failed."),
+    ("Best", "string", ".status.best.run", _ALWAYS, "The run nearest to the teacher."),
+    ("GPU-Hours", "number", ".status.gpuHours", _ALWAYS, "GPU-hours used."),
+    ("Age", "date", ".metadata.creationTimestamp", _ALWAYS, "Time since it was submitted."),
+    ("Pending", "integer", ".status.counts.pending", _WIDE, "Runs that wait."),
+    ("Queue", "string", ".spec.scheduling.queue", _WIDE, "Queue of its Jobs."),
     # The newest condition is last: what halts it, else how far it is, else why it is refused.
-    ("Message", "string", ".status.conditions[-1:].message", 1, "What the controller said last."),
+    ("Message", "string", ".status.conditions[-1:].message", _WIDE, "What the controller said last."),
 )
 
 
@@ -145,8 +147,8 @@ def _version() -> Schema:
             {"jsonPath": ".spec.scheduling.priority"},
         ],
         "additionalPrinterColumns": [
-            {"name": name, "type": kind, "jsonPath": path, "priority": priority, "description": text}
-            for name, kind, path, priority, text in _COLUMNS
+            {"name": name, "type": kind, "jsonPath": path, "description": text, **wide}
+            for name, kind, path, wide, text in _COLUMNS
         ],
         "schema": {"openAPIV3Schema": _sweep()},
     }
@@ -216,7 +218,7 @@ def _structural(schema: Mapping[str, Any], defs: Mapping[str, Any], within: type
         if len(options) != 1:
             raise TypeError(f"crd: {within.__name__}: a union is not structural, got {schema['anyOf']}")
         return _structural(options[0], defs, within)
-    made = {key: schema[key] for key in _COPIED if key in schema}
+    made = {key: _whole(schema[key]) for key in _COPIED if key in schema}
     if schema["type"] == "array":
         items = _structural(schema["items"], defs, within)
         return {**made, "items": items, "x-kubernetes-list-type": "atomic"}
@@ -236,10 +238,15 @@ def _exclusive(schema: Mapping[str, Any]) -> Schema:
         if value is None:
             continue
         integer = schema["type"] == "integer"
-        made[bound.lower()] = value + whole if integer else value
+        made[bound.lower()] = _whole(value + whole if integer else value)
         if not integer:
             made[f"exclusive{bound}"] = True
     return made
+
+
+def _whole(value: Any) -> Any:
+    """1.0 as 1: to the API server they are two values, and two clients that send one each are in conflict."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _models() -> dict[str, type[BaseModel]]:

@@ -93,6 +93,15 @@ def _deployment(image: str = PINNED, replicas: int = 1, **status: Any) -> Seen:
     return Seen({**made, "status": status})
 
 
+PULLING = {"status": {"containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]}}
+ENDED = {"status": {"containerStatuses": [{"state": {"terminated": {"exitCode": 2}}}]}}
+HOMELESS = {
+    "status": {
+        "conditions": [
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}
+        ]
+    }
+}
 FAILING = {"type": "ReplicaFailure", "status": "True", "message": "pods is forbidden: violates PodSecurity"}
 
 
@@ -110,8 +119,21 @@ FAILING = {"type": "ReplicaFailure", "status": "True", "message": "pods is forbi
     ],
 )
 def test_controller(seen: Seen, states: list[str], words: str):
-    found = list(findings.controller(seen))
+    found = list(findings.controller(seen, DENIED))
     assert (_states(found), words in found[0].message) == (states, True)
+
+
+@pytest.mark.parametrize(
+    ("pods", "words"),
+    [
+        ([PULLING, PULLING], "0 of 1 ready: ImagePullBackOff"),
+        ([ENDED], "0 of 1 ready: ended with 2"),
+        ([HOMELESS], "0 of 1 ready: Unschedulable: 0/1 nodes"),
+        ([{"status": {"containerStatuses": [{"state": {"running": {}}}]}}], "0 of 1 ready"),
+    ],
+)
+def test_controller_s_pods_say_why_it_is_not_ready(pods: list[dict[str, Any]], words: str):
+    assert next(findings.controller(_deployment(), Seen(pods))).message == words
 
 
 def _lease(age_s: float, holder: str | None = "orch-controller-abc") -> Seen:

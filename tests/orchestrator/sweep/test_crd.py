@@ -180,6 +180,13 @@ def test_bounds_are_the_file_s():
     assert _at(".spec.resources.memory")["description"].endswith("Default: 8Gi.")
 
 
+def test_numbers_are_spelled_in_one_way():
+    """kubectl sends 1 where Python sends 1.0; the API server takes them for two values."""
+    for path, node in NODES.items():
+        floats = [value for value in node.values() if isinstance(value, float)]
+        assert [value for value in floats if value.is_integer()] == [], path
+
+
 def test_columns_name_what_the_status_has():
     columns = crd()["spec"]["versions"][0]["additionalPrinterColumns"]
     paths = {column["jsonPath"] for column in columns}
