@@ -14,6 +14,8 @@ LEAST_PER_S = 1.0
 HALVED_AGAIN_S = 1.0
 """All requests in flight are refused together: that is one refusal, not sixteen."""
 LONGEST_HOLD_S = 60.0
+ROUNDING_S = 1e-6
+"""A rest of a wait that floats left over."""
 RECOVERY_S = 60.0
 """From nothing back to the full rate."""
 
@@ -54,7 +56,7 @@ class Limiter:
             began = self._clock()
             while not self._closed:
                 wait_s = self._due_in_s()
-                if wait_s <= 0:
+                if wait_s < ROUNDING_S:
                     self._tokens -= 1
                     self.waited_s += self._clock() - began
                     return True

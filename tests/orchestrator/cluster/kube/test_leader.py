@@ -1,0 +1,247 @@
+"""One replica leads: it says so, gives up in time whatever the server does, and another takes over."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from orchestrator.cluster.kube.client import Api
+from orchestrator.cluster.kube.leader import Leader, Terms
+from orchestrator.cluster.kube.paths import LEASES
+from tests.orchestrator.cluster.kube.apiserver import FakeApiServer, cut, hang, refuse
+from tests.orchestrator.cluster.kube.clock import Clock
+
+PATH = LEASES.path("ml")
+LIMIT_S = 60.0
+SHORT = Terms(lease_s=1.0, renew_s=0.6, retry_s=0.05, request_s=0.3)
+FROZEN = Terms(lease_s=15.0, renew_s=10.0, retry_s=0.01, request_s=5.0)
+"""For a clock that only the test moves."""
+
+
+class Replica:
+    """A leader and what it said."""
+
+    def __init__(self, api: Api, identity: str, terms: Terms, clock: Clock | None = None) -> None:
+        self.started = threading.Event()
+        self.lost = threading.Event()
+        self.leader = Leader(
+            api,
+            "orch",
+            identity=identity,
+            on_started=self.started.set,
+            on_lost=self.lost.set,
+            terms=terms,
+            rng=random.Random(0),
+            **({"clock": clock} if clock else {}),
+        )
+
+    def stop(self) -> None:
+        self.leader.stop()
+        self.leader.join(LIMIT_S)
+
+
+Start = Callable[..., Replica]
+
+
+@pytest.fixture
+def replica(api: Api) -> Iterator[Start]:
+    made: list[Replica] = []
+
+    def start(identity: str, terms: Terms = SHORT, clock: Clock | None = None) -> Replica:
+        made.append(Replica(api, identity, terms, clock))
+        made[-1].leader.start()
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.stop()
+
+
+def spec(server: FakeApiServer) -> dict[str, Any]:
+    with server.world.changed:
+        return dict(server.world.objects[PATH]["orch"]["spec"])
+
+
+def held(identity: str, seconds: int = 15, transitions: int = 3) -> dict[str, Any]:
+    return {
+        "holderIdentity": identity,
+        "leaseDurationSeconds": seconds,
+        "leaseTransitions": transitions,
+        "renewTime": "2001-01-01T00:00:00.000000Z",
+        "strategy": "kept",
+    }
+
+
+def test_the_first_one_makes_the_lease_and_keeps_it(server: FakeApiServer, replica: Start) -> None:
+    one = replica("one", Terms(retry_s=0.01))
+    assert one.started.wait(LIMIT_S)
+    assert one.leader.is_leader
+    server.wait_asked("PATCH", 3)
+    made = spec(server)
+    assert (made["holderIdentity"], made["leaseDurationSeconds"], made["leaseTransitions"]) == ("one", 15, 0)
+    assert made["renewTime"] > made["acquireTime"]
+    assert len([asked for asked in server.asked if asked.method == "GET"]) == 1  # a renewal is one request
+
+
+def test_a_held_lease_is_left_alone_whatever_its_times_say(server: FakeApiServer, replica: Start) -> None:
+    """renewTime is another machine's clock: only how long it has not changed before our eyes counts."""
+    clock = Clock()
+    server.put(PATH, "orch", spec=held("other"))
+    one = replica("one", FROZEN, clock)
+    server.wait_asked("GET", 3)
+    assert one.leader.holder == "other"
+    clock.now += 14.9
+    count = len(server.asked)
+    server.wait_asked("GET", count + 2)
+    assert not one.started.is_set()
+    clock.now += 0.2
+    assert one.started.wait(LIMIT_S)
+    taken = spec(server)
+    assert (taken["holderIdentity"], taken["leaseTransitions"], taken["strategy"]) == ("one", 4, "kept")
+
+
+def test_each_renewal_of_another_begins_the_time_anew(server: FakeApiServer, replica: Start) -> None:
+    clock = Clock()
+    server.put(PATH, "orch", spec=held("other"))
+    one = replica("one", FROZEN, clock)
+    for second in range(5):
+        server.wait_asked("GET", len(server.asked) + 2)
+        clock.now += 10
+        server.put(PATH, "orch", spec=held("other") | {"renewTime": f"2001-01-01T00:00:0{second}.000000Z"})
+    assert not one.started.is_set()
+
+
+def test_a_lease_given_up_is_taken_at_once(server: FakeApiServer, replica: Start) -> None:
+    clock = Clock()
+    one = replica("one", FROZEN, clock)
+    assert one.started.wait(LIMIT_S)
+    two = replica("two", FROZEN, clock)
+    one.stop()
+    assert two.started.wait(LIMIT_S)  # no time has passed
+    assert not one.lost.is_set()
+    assert not one.leader.is_leader
+    assert spec(server)["leaseTransitions"] == 1
+    assert spec(server)["leaseDurationSeconds"] == 15
+
+
+def test_a_container_started_anew_with_its_name_goes_on(server: FakeApiServer, replica: Start) -> None:
+    server.put(PATH, "orch", spec=held("one"))
+    one = replica("one", FROZEN, Clock())
+    assert one.started.wait(LIMIT_S)
+    assert spec(server)["leaseTransitions"] == 3
+
+
+@pytest.mark.parametrize(
+    "fault", [refuse(500, "E"), refuse(401, "Unauthorized"), refuse(403, "Forbidden"), hang, cut(b"{", 99)]
+)
+def test_a_leader_whose_renewals_fail_gives_up_and_says_so(
+    server: FakeApiServer, replica: Start, fault: Any
+) -> None:
+    """The client's elector let the exception escape, told nobody and worked on: 80 ticks on a 4 s lease."""
+    one = replica("one")
+    assert one.started.wait(LIMIT_S)
+    for method in ("GET", "PATCH"):
+        server.next(method, *[fault] * 1000)
+    assert one.lost.wait(LIMIT_S)
+    assert not one.leader.is_leader
+    one.leader.join(LIMIT_S)
+    assert not one.leader.alive
+
+
+def test_a_server_that_is_gone_ends_leadership_and_another_takes_over(
+    server: FakeApiServer, replica: Start
+) -> None:
+    one = replica("one")
+    assert one.started.wait(LIMIT_S)
+    server.next("PATCH", *[hang] * 2)
+    server.next("GET", *[hang] * 2)
+    assert one.lost.wait(LIMIT_S)
+    two = replica("two")
+    assert two.started.wait(LIMIT_S)
+    assert spec(server)["holderIdentity"] == "two"
+
+
+def test_a_slow_answer_does_not_outlive_the_deadline(server: FakeApiServer, replica: Start) -> None:
+    clock = Clock()
+    answered = threading.Event()
+
+    def slow(handler: Any, asked: Any) -> None:
+        assert answered.wait(LIMIT_S)
+        handler._patch(asked)
+
+    one = replica("one", FROZEN, clock)
+    assert one.started.wait(LIMIT_S)
+    server.next("PATCH", slow)
+    server.wait_asked("PATCH", len([asked for asked in server.asked if asked.method == "PATCH"]) + 1)
+    clock.now += 10.1
+    assert not one.leader.is_leader  # at once, before anybody was told
+    answered.set()
+    one.stop()
+
+
+def test_a_conflict_is_read_again_and_no_loss(server: FakeApiServer, replica: Start) -> None:
+    one = replica("one", FROZEN, Clock())
+    assert one.started.wait(LIMIT_S)
+    server.put(PATH, "orch", spec=spec(server) | {"strategy": "edited"})
+    server.wait_asked("GET", 2)
+    server.wait_asked("PATCH", 5)
+    assert not one.lost.is_set()
+    assert spec(server)["strategy"] == "edited"
+
+
+def test_a_lease_taken_by_another_is_lost_at_once(server: FakeApiServer, replica: Start) -> None:
+    one = replica("one", FROZEN, Clock())
+    assert one.started.wait(LIMIT_S)
+    server.put(PATH, "orch", spec=held("other"))
+    assert one.lost.wait(LIMIT_S)  # no time has passed
+    assert one.leader.holder == "other"
+    one.stop()
+    assert spec(server)["holderIdentity"] == "other"
+
+
+def test_a_lease_deleted_is_made_anew(server: FakeApiServer, replica: Start) -> None:
+    one = replica("one", FROZEN, Clock())
+    assert one.started.wait(LIMIT_S)
+    server.remove(PATH, "orch")
+    server.wait_asked("POST", 2)
+    assert not one.lost.is_set()
+
+
+def test_of_several_that_start_together_one_leads(server: FakeApiServer, replica: Start) -> None:
+    clock = Clock()
+    replicas = [replica(f"r{index}", FROZEN, clock) for index in range(4)]
+    first = spec_when_held(server)
+    assert [one.leader.identity for one in replicas if one.leader.is_leader] in ([first], [])
+    for _ in range(3):
+        server.wait_asked("GET", len(server.asked) + 8)
+        assert sum(one.leader.is_leader for one in replicas) <= 1
+    assert sum(one.started.is_set() for one in replicas) == 1
+
+
+def spec_when_held(server: FakeApiServer) -> str:
+    with server.world.changed:
+        assert server.world.changed.wait_for(lambda: "orch" in server.world.objects[PATH], LIMIT_S)
+        return str(server.world.objects[PATH]["orch"]["spec"]["holderIdentity"])
+
+
+def test_a_start_that_fails_ends_it_and_says_so(
+    server: FakeApiServer, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends the elector's thread, nobody leads on without it."""
+    seen: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+    lost = threading.Event()
+
+    def on_started() -> None:
+        raise ZeroDivisionError
+
+    leader = Leader(api, "orch", on_started=on_started, on_lost=lost.set, terms=SHORT)
+    leader.start()
+    assert lost.wait(LIMIT_S)
+    leader.join(LIMIT_S)
+    assert not leader.is_leader
+    assert [one.exc_type for one in seen] == [ZeroDivisionError]
