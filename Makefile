@@ -28,6 +28,7 @@ fmt: .venv/dev.stamp ## Format and sort imports
 
 docs: .venv/dev.stamp ## Write the generated pages anew
 	.venv/bin/python -m orchestrator.sweep.reference > docs/sweeps.md
+	.venv/bin/python -m orchestrator.sweep.crd > manifests/base/crd.yaml
 
 images: ## Build the controller and trainer images (images/README.md: TAG, IMAGE_DIR, BASE_IMAGE, …)
 	images/build.sh

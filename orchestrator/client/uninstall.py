@@ -78,7 +78,7 @@ def remove(api: Api, removal: Removal, *, keep_crd: bool = False) -> Iterator[st
     """Remove it; what went, in words. Pods get their time to checkpoint."""
     controller = [one for one in removal.objects if one["kind"] == "Deployment"]
     for one in controller:
-        api.delete(path(one), propagation="Foreground")
+        api.delete(path(one))
         yield label(one)
     if not keep_crd:
         # Before their definition: without it the garbage collector may not find out whose the Jobs were.
