@@ -51,7 +51,7 @@ def plan(api: Api, *, keep_crd: bool = False, delete_volume: bool = False) -> Re
     """
     here = api.namespace
     elsewhere = None if keep_crd else _namespaces_with_sweeps(api)
-    shared = _why_shared(keep_crd, elsewhere, here)
+    shared = why_shared(keep_crd, elsewhere, here)
     goes, kept = [], [Kept(f"Namespace {here}", f"`kubectl delete namespace {here}` removes what is left")]
     # The controller first: it would act on what vanishes. Its account and rights last.
     for one in sorted(bundle(Options(namespace=here)), key=lambda one: one["kind"] != "Deployment"):
@@ -95,8 +95,8 @@ def remove(api: Api, removal: Removal, *, keep_crd: bool = False) -> Iterator[st
         yield label(one)
 
 
-def _why_shared(keep_crd: bool, elsewhere: set[str] | None, here: str) -> str:
-    """Why what all namespaces share stays; empty when it goes."""
+def why_shared(keep_crd: bool, elsewhere: set[str] | None, here: str) -> str:
+    """Why what namespaces share stays, empty when it goes; `elsewhere` are those with Sweeps, None unknown."""
     if keep_crd:
         return "--keep-crd"
     if elsewhere is None:
