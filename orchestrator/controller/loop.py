@@ -64,7 +64,8 @@ class Controller:
     """Keeps sweeps going on a cluster. `clock` gives Unix seconds; `stop` ends `run` at its next turn.
 
     `check_schema` checks every Job against the Kubernetes client's models, whose import takes seconds.
-    `writers` requests are under way at once; a status is told at most every `tell_every_s`.
+    `writers` requests are under way at once; a status is told at most every `tell_every_s`, and every
+    `hours_every_s` when only its GPU-hours are new.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Controller:
         check_schema: bool = True,
         writers: int = 1,
         tell_every_s: float = 0.0,
+        hours_every_s: float = 0.0,
     ) -> None:
         self.cluster = cluster
         self.profile = profile
@@ -86,6 +88,7 @@ class Controller:
         self.poll_s = poll_s
         self.check_schema = check_schema
         self.tell_every_s = tell_every_s
+        self.hours_every_s = hours_every_s
         self._pool = ThreadPoolExecutor(writers, thread_name_prefix="writer") if writers > 1 else None
         self._created: Counter[str] = Counter()
         self._conflicts: dict[str, float] = {}
@@ -277,7 +280,10 @@ class Controller:
         value, now = status.to_json(), self.clock()
         if value == before:
             return None
-        left_s = self._told_at.get(name, -self.tell_every_s) + self.tell_every_s - now
+        # GPU-hours grow as long as a Job runs, and every write wakes the controller anew.
+        alone = {**value, "gpuHours": 0} == {**(before or {}), "gpuHours": 0}
+        every_s = self.hours_every_s if alone else self.tell_every_s
+        left_s = self._told_at.get(name, -every_s) + every_s - now
         if left_s > 0 and not status.finished:
             return left_s
         self.cluster.put_status(name, value)

@@ -113,7 +113,7 @@ def _blocked(world: World, told: Sequence[RunState]) -> Condition | None:
         return Condition(type="Suspended", status="True", reason="Requested", message="starts no new Job")
     hours, spent = world.sweep.spec.scheduling.gpuHours, world.gpu_seconds / 3600
     if hours is not None and spent >= hours:
-        message = f"{spent:.1f} of {hours:g} GPU-hours are used; raise scheduling.gpuHours to go on"
+        message = f"{hours:g} GPU-hours are used; raise scheduling.gpuHours to go on"
         return Condition(type="Halted", status="True", reason="GpuHoursUsed", message=message)
     return _canary_failed(world, told) or _same_failure(told)
 

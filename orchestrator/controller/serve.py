@@ -34,6 +34,8 @@ UNFINISHED_AGAIN_S = 30.0
 FINISHED_AGAIN_S = 600.0
 WRITERS = 4
 TELL_EVERY_S = 2.0
+HOURS_EVERY_S = 600.0
+"""Of GPU-hours alone: a hundred Jobs that run change them all the time. /metrics always has the newest."""
 DRAIN_S = 20.0
 SYNC_S = 120.0
 SILENT_S = 900.0
@@ -75,7 +77,12 @@ class Service:
         self.queue: WorkQueue[str] = WorkQueue()
         self.cluster = WatchedCluster(api, lambda sweep: self.queue.add_after(sweep, SETTLE_S))
         self.controller = Controller(
-            self.cluster, profile.current(), stop=self.stop, writers=WRITERS, tell_every_s=TELL_EVERY_S
+            self.cluster,
+            profile.current(),
+            stop=self.stop,
+            writers=WRITERS,
+            tell_every_s=TELL_EVERY_S,
+            hours_every_s=HOURS_EVERY_S,
         )
         self._profile = profile
         self._metrics = metrics

@@ -281,6 +281,25 @@ def test_a_status_is_told_at_most_every_so_often_but_its_end_at_once() -> None:
     assert cluster.stored["demo"]["status"] == end.to_json()
 
 
+def test_gpu_hours_alone_are_told_seldom() -> None:
+    cluster, controller = submitted(a_sweep(1, resources={"gpus": 1}))
+    controller.step("demo")
+    finish_all(cluster)
+    controller.tell_every_s, controller.hours_every_s = 2.0, 600.0
+    controller.step("demo")
+    [train] = [name for name, job in cluster.made.items() if job.labels[LABEL_STAGE] == "train"]
+    cluster.start(train)
+    cluster.now += 2.0
+    told = controller.step("demo").status
+    cluster.now += 60.0
+    turn = controller.step("demo")
+    assert turn.status.gpuHours > told.gpuHours
+    assert (turn.again_s, cluster.stored["demo"]["status"]) == (540.0, told.to_json())
+    cluster.now += 540.0
+    turn = controller.step("demo")
+    assert cluster.stored["demo"]["status"] == turn.status.to_json()
+
+
 def test_a_condition_keeps_the_time_since_which_it_holds() -> None:
     cluster, controller = submitted(a_sweep(1))
     first = controller.step("demo").status
