@@ -96,7 +96,7 @@ def remove(api: Api, removal: Removal, *, keep_crd: bool = False) -> Iterator[st
 
 
 def why_shared(keep_crd: bool, elsewhere: set[str] | None, here: str) -> str:
-    """Why what namespaces share stays, empty when it goes; `elsewhere` are those with Sweeps, None unknown."""
+    """Why what namespaces share stays, empty when it goes; `elsewhere` are those with Sweeps, if seen."""
     if keep_crd:
         return "--keep-crd"
     if elsewhere is None:

@@ -82,6 +82,5 @@ def show_findings(out: Console, found: Iterable[Finding]) -> None:
     for one in found:
         mark, style = MARKS[one.state]
         remedy = f"; {one.remedy}" if one.remedy else ""
-        out.print(
-            Text(f"{mark} ", style=style).append(f"{one.check}: {one.message}{remedy}", style="default")
-        )
+        line = Text(f"{mark} ", style=style).append(f"{one.check}: {one.message}{remedy}", style="default")
+        out.print(line, soft_wrap=True)

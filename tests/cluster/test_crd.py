@@ -231,6 +231,17 @@ def test_a_smaller_file_removes_what_kubectl_set(
     assert _stored(cluster, namespace, "one")["spec"] == small["spec"]
 
 
+def test_kubectl_leaves_what_orch_set_and_a_file_no_longer_has(
+    sweeps_defined: None, cluster: Cluster, api: Api, namespace: str
+):
+    """As docs/cluster.md says: stay with one of the two for a sweep."""
+    large = _minimal(scheduling={"queue": "gpu"}, resources={"gpus": 1, "cpu": 2})
+    api.apply(SWEEPS.path(namespace, "one"), large, manager="orch", force=True)
+    assert _apply(cluster, namespace, _minimal(resources={"gpus": 0})).returncode == 0
+    spec = _stored(cluster, namespace, "one")["spec"]
+    assert (spec["scheduling"], spec["resources"]) == ({"queue": "gpu"}, {"gpus": 0, "cpu": 2})
+
+
 def test_control_has_an_owner_of_its_own(sweeps_defined: None, cluster: Cluster, api: Api, namespace: str):
     path = SWEEPS.path(namespace, "one")
     api.apply(path, _minimal(), manager="orch", force=True)

@@ -96,14 +96,15 @@ def test_the_second_time_nothing_is_written(cluster: Cluster, installed: str):
     assert _versions(cluster, installed) == before
 
 
-def test_kubectl_makes_the_same(cluster: Cluster, namespace: str, tmp_path: Path):
+@pytest.mark.parametrize("how", [(), ("--server-side", "--force-conflicts")], ids=["client", "server"])
+def test_kubectl_makes_the_same(how: tuple[str, ...], cluster: Cluster, namespace: str, tmp_path: Path):
     """What kustomize and kubectl made is, to `orch install`, unchanged."""
     (tmp_path / "kustomization.yaml").write_text(
         f"resources: [{os.path.relpath(MANIFESTS, tmp_path)}]\nnamespace: {namespace}\n"
         f"images: [{{name: localhost/orch-controller, newName: {CONTROLLER.partition('@')[0]}, "
         f"digest: {CONTROLLER.partition('@')[2]}}}]\n"
     )
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(tmp_path))
+    cluster.kubectl("apply", *how, "-k", str(tmp_path))
     api = Api.connect(kubeconfig=cluster.kubeconfig, namespace=namespace)
     changes = plan(api, Options(namespace=namespace, controller_image=CONTROLLER))
     assert [(one.object["kind"], one.verdict, one.fields) for one in changes if one.fields] == []

@@ -184,3 +184,9 @@ def test_a_setting_changes_its_line_alone(before: str, after: str):
 def test_a_text_too_intricate_is_left_to_people(text: str):
     with pytest.raises(UserError, match="orch-profile"):
         with_settings(text, {"image": "b"})
+
+
+def test_the_guide_explains_every_field_of_the_profile():
+    guide = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    rows = [f"| `{name}` | {field.description} |" for name, field in Profile.model_fields.items()]
+    assert [row for row in rows if row not in guide] == []
