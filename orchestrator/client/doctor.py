@@ -80,7 +80,7 @@ class _Examination:
         if here.absent:
             return
         yield from findings.rights(self._rights())
-        pods = self._list(self._path(PODS), labelSelector=CONTROLLER_PODS)
+        pods = self._list(self._path(PODS), CONTROLLER_PODS)
         yield from findings.controller(self._see(self._path(DEPLOYMENTS, CONTROLLER)), pods)
         yield from findings.lease(self._see(self._path(LEASES, CONTROLLER_LEASE)), self.now)
         yield from findings.network(self._list(self._path(POLICIES)))
@@ -149,16 +149,16 @@ class _Examination:
     def _path(self, kind: Resource, name: str | None = None) -> str:
         return kind.path(self.api.namespace, name)
 
-    def _see(self, path: str, **query: str) -> Seen:
+    def _see(self, path: str, selector: str = "") -> Seen:
         try:
-            return Seen(json.loads(self.api.get(path, **query)))
+            return Seen(json.loads(self.api.get(path, labelSelector=selector)))
         except NotFound:
             return Seen()
         except Forbidden as error:
             return Seen(denied=error.message)
 
-    def _list(self, path: str, **query: str) -> Seen:
-        seen = self._see(path, **query)
+    def _list(self, path: str, selector: str = "") -> Seen:
+        seen = self._see(path, selector)
         return Seen(seen.value["items"]) if seen.value else seen
 
 
