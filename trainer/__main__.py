@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps({k: v for s in settings for k, v in s.model_dump(mode="json").items()}, indent=1))  # noqa: T201
         return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "httpx2"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     if command == "train":
         try:
             return _train(settings, words, "--dry-run" in switches)
@@ -168,13 +169,17 @@ def _guarded(
 
 
 def exit_code(error: BaseException) -> ExitCode:
-    """The exit code of an error by its type: the user's, the data's, the GPU's, else ours."""
+    """The exit code of an error by its type: the user's, the data's, the GPU's, the hub's, else ours."""
     name = type(error).__name__
     if name == "DataError":
         return ExitCode.DATA
     if name == "OutOfMemoryError":
         return ExitCode.CUDA_OOM
-    if name in ("UsageError", "ModelError", "PermissionError") or (type(error) is ValueError and ": " in str(error)):
+    if name == "HubFault":
+        return ExitCode.AGAIN  # files that came are kept, so the next attempt has less to bring
+    if name in ("UsageError", "ModelError", "PermissionError") or (
+        type(error) is ValueError and ": " in str(error)
+    ):
         # Plain ones are our checks of sizes and adapters: what the user asked for cannot be.
         return ExitCode.USAGE
     return ExitCode.INTERNAL

@@ -8,13 +8,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from trainer.config import TrainConfig
 from trainer.counters import permutation
+from trainer.rows import open_rows, rows_of, split_of
 from trainer.text import split_topics
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Rows(Protocol):
 def load_rows(config: TrainConfig) -> Rows:
     """The dataset's rows: pydoc_topics, a local .jsonl or .parquet file, or a hub dataset's split.
 
-    Raises DataError when it cannot be read.
+    Raises DataError for a file that cannot be read, UsageError for a hub dataset or split that is not there.
     """
     name = config.dataset_name
     if name == "pydoc_topics":
@@ -60,17 +61,8 @@ def load_rows(config: TrainConfig) -> Rows:
     suffix = Path(name).suffix
     if suffix in (".jsonl", ".parquet"):
         return _local_rows(Path(name), suffix)
-    from datasets import load_dataset
-
-    try:
-        rows: Rows = load_dataset(name, revision=config.dataset_revision, split=config.dataset_split)
-    except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
-            f"dataset {name}: cannot be loaded, got {first}; "
-            "give a hub dataset, a local .jsonl or .parquet file, or pydoc_topics"
-        ) from error
-    return rows
+    splits = open_rows(rows_of(name, config.dataset_revision), "dataset_name")
+    return cast(Rows, split_of(splits, config.dataset_split, "dataset_split"))
 
 
 def _local_rows(path: Path, suffix: str) -> Rows:

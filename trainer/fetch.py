@@ -1,38 +1,47 @@
 """`python -m trainer fetch`: models and data to the volume, once per name and revision.
 
-What is already there is seen without torch, so that a repeated fetch ends in under a second.
+What is marked done costs one look at the size of each of its files, without torch and without the network,
+so that a repeated fetch ends in under a second. Digests are checked before a mark is written.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from trainer.attempt import report
 from trainer.config import OWN_TASKS, FetchConfig, digest
 from trainer.flags import UsageError
-from trainer.layout import ATTEMPT_ENV, read_json, write_json
+from trainer.hub import Hub
+from trainer.layout import ATTEMPT_ENV
+from trainer.mark import Mark, Store, Wanted, weak_lock
 from trainer.models import (
     PACKAGE_PREFIX,
     ModelError,
+    check_hub_name,
     convert_package_file,
     default_models_dir,
     find_package_file,
     is_local,
     local_path,
 )
+from trainer.refusal import Asked
 from trainer.results import Progress, Record
+from trainer.rows import prepare, rows_of
 
-WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
+MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+"""Besides the weights: configuration, tokenizer, chat templates."""
 
 
 def fetch(config: FetchConfig) -> Record:
     """Bring the model, the dataset and the tasks' rows here unless they are; returns the record of it.
 
-    Raises ModelError or UsageError when one of them does not exist.
+    Raises ModelError or UsageError when one of them does not exist or may not be read, HubFault when the hub
+    fails, OSError when the disk does.
     """
     models_dir = Path(config.models_dir) if config.models_dir else default_models_dir()
     wanted: list[tuple[str, Callable[[], None]]] = []
@@ -41,10 +50,10 @@ def fetch(config: FetchConfig) -> Record:
         wanted.append((name, lambda: fetch_model(name, revision, models_dir)))
     if config.dataset_name:
         dataset, data_revision = config.dataset_name, config.dataset_revision
-        wanted.append((dataset, lambda: fetch_dataset(dataset, data_revision, models_dir)))
+        wanted.append((dataset, lambda: fetch_dataset(dataset, data_revision)))
     for task in config.tasks:
         if task not in OWN_TASKS:
-            wanted.append((task, partial(fetch_task, task, models_dir)))
+            wanted.append((task, partial(fetch_task, task)))
     if not wanted:
         raise UsageError("fetch: nothing to fetch; give --model-name, --dataset-name or --tasks")
     for number, (what, bring) in enumerate(wanted, 1):
@@ -61,18 +70,49 @@ def fetch(config: FetchConfig) -> Record:
 
 
 def fetch_model(name: str, revision: str, models_dir: Path) -> None:
-    """Convert a package's model, download a hub's, check a folder. Raises ModelError."""
+    """Convert a package's model, download a hub's, check a folder. Raises ModelError or UsageError."""
     if name.startswith(PACKAGE_PREFIX):
         convert_package_file(find_package_file(name), models_dir)
-    elif is_local(name):
+        return
+    if is_local(name):
         local_path(name, revision, models_dir)
-    else:
-        # A bad name is refused before anything is asked over the network.
-        local_path(name, revision, models_dir)
-        _once(models_dir, "model", name, revision, lambda: _download_model(name, revision))
+        return
+    check_hub_name(name)
+    store, wanted = Store.here(), Wanted("model", name, revision)
+    if not store.is_whole(wanted):
+        with weak_lock(store.marks / f".{wanted.key}.lock"):
+            if not store.is_whole(wanted):
+                _download_model(Hub(store), wanted)
 
 
-def fetch_dataset(name: str, revision: str, models_dir: Path) -> None:
+def _download_model(hub: Hub, wanted: Wanted) -> None:
+    asked = Asked("model_name", "model", wanted.name, wanted.revision)
+    listed = hub.files(asked)
+    files = [listed[path] for path in model_files(listed, wanted.name)]
+    hub.download(asked, files)
+    sizes, digests = {file.path: file.size for file in files}, {file.path: file.digest for file in files}
+    hub.store.write(Mark(wanted, hub.commit(asked), hub.folder(asked), sizes, digests))
+
+
+def model_files(paths: Iterable[str], name: str) -> list[str]:
+    """What loading a model reads among its repository's files: one format of its weights, no subfolders.
+
+    Raises ModelError for a repository that holds no model.
+    """
+    top = [path for path in paths if "/" not in path or path.startswith("additional_chat_templates/")]
+    # Some repositories hold all weights a second time under this name, in the format of another program.
+    weights = [path for path in top if fnmatch(path, "*.safetensors") and not path.startswith("consolidated")]
+    weights = weights or [path for path in top if fnmatch(path, "pytorch_model*.bin")]
+    missing = [] if "config.json" in top else ["config.json"]
+    missing += [] if weights else ["weights (*.safetensors)"]
+    if missing:
+        raise ModelError(
+            f"model_name: the repository holds no model, got {name!r}; missing: {', '.join(missing)}"
+        )
+    return [path for path in top if any(fnmatch(path, pattern) for pattern in MODEL_FILES)] + weights
+
+
+def fetch_dataset(name: str, revision: str) -> None:
     """Download and prepare a hub dataset; local files and the built-in text are only checked."""
     if name == "pydoc_topics":
         return
@@ -80,63 +120,22 @@ def fetch_dataset(name: str, revision: str, models_dir: Path) -> None:
         if not Path(name).is_file():
             raise UsageError(f"dataset_name: no such file, got {name!r}; give an existing file")
         return
-    _once(models_dir, "dataset", name, revision, lambda: _download_dataset(name, revision))
+    store, wanted = Store.here(), rows_of(name, revision)
+    if not store.is_whole(wanted):
+        prepare(Hub(store), wanted, "dataset_name")
 
 
-def fetch_task(name: str, models_dir: Path) -> None:
-    """Bring an lm-eval task's rows into the cache of `datasets`; local task files are left alone."""
+def fetch_task(name: str) -> None:
+    """Prepare the rows that an lm-eval task's definition names; local task files are left alone."""
     if name.endswith((".yaml", ".yml")):
         return
-    _once(models_dir, "task", name, "main", lambda: _download_task(name))
-
-
-def _once(models_dir: Path, kind: str, name: str, revision: str, bring: Callable[[], str]) -> None:
-    """Call `bring` unless its mark says that what it brought is still where it was put."""
-    mark = models_dir / ".fetched" / f"{kind}--{name.replace('/', '--')}--{revision.replace('/', '--')}.json"
-    known: dict[str, Any] = read_json(mark) or {}
-    if known.get("path") and Path(known["path"]).is_dir():
+    store, wanted = Store.here(), Wanted("task", name)
+    version = importlib.metadata.version("lm-eval")
+    mark = store.read(wanted)
+    if mark and mark.made_by == version and all(store.is_whole(part) for part in mark.parts):
         return
-    write_json(mark, {"v": 1, "name": name, "revision": revision, "path": bring()})
+    from trainer.harness import StoredTask, load_benchmarks
 
-
-def _download_model(name: str, revision: str) -> str:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        # Configs, tokenizer and safetensors: the same weights in other formats double the download.
-        return snapshot_download(
-            name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-        )
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise ModelError(_reason("model_name", name, revision, error)) from error
-
-
-def _download_dataset(name: str, revision: str) -> str:
-    from datasets import config, load_dataset
-
-    path, subset = WIKITEXT if name == "wikitext" else (name, None)
-    try:
-        load_dataset(path, subset, revision=revision)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(_reason("dataset_name", name, revision, error)) from error
-    return str(config.HF_DATASETS_CACHE)
-
-
-def _download_task(name: str) -> str:
-    from datasets import config
-
-    from trainer.harness import load_benchmarks
-
-    try:
-        load_benchmarks([name])  # the harness loads a task's rows when it makes the task
-    except UsageError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(_reason("tasks", name, "main", error)) from error
-    return str(config.HF_DATASETS_CACHE)
-
-
-def _reason(field: str, name: str, revision: str, error: Exception) -> str:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{field}: cannot be fetched, got {name!r} at {revision}: {first}; check its name and the network"
+    [benchmark] = load_benchmarks([name])  # a task opens its rows when it is made, which fetches them
+    tasks = [task for task in benchmark.tasks.values() if isinstance(task, StoredTask)]
+    store.write(Mark(wanted, parts=tuple(dict.fromkeys(task.rows for task in tasks)), made_by=version))

@@ -6,7 +6,9 @@ fixed batches, since scores depend on them in bf16.
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,11 +17,15 @@ import lm_eval.tasks
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate as run_harness
+from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from trainer.attempt import Diverged
 from trainer.flags import UsageError
 from trainer.likelihood import score_continuations
+from trainer.mark import Wanted
+from trainer.rows import open_rows
 from trainer.tasks import own_tasks, rows_file, task_file
 from trainer.text import read_rows
 
@@ -49,6 +55,36 @@ class Item(NamedTuple):
     id: int
     correct: int
     loglikelihoods: list[float]
+
+
+class StoredTask(ConfigurableTask):
+    """A task of the harness whose rows fetch prepared: read from the volume by revision, without a cache."""
+
+    rows: Wanted
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
+        """The harness's own door for rows; it asks when the task is made."""
+        if callable(self.config.custom_dataset):
+            super().download(dataset_kwargs)
+            return
+        options = {key: value for key, value in (dataset_kwargs or {}).items() if key != "trust_remote_code"}
+        revision = str(options.pop("revision", None) or "main")
+        text = json.dumps(options, sort_keys=True)
+        self.rows = Wanted("rows", str(self.DATASET_PATH), revision, self.DATASET_NAME, text)
+        # In memory: the harness maps rows, and would keep what it makes beside them, where it may not write.
+        self.dataset = open_rows(self.rows, "tasks", in_memory=True)
+
+
+class StoredTasks(TaskFactory):
+    """The harness's maker of tasks by name, making StoredTask of all that are not programs of their own."""
+
+    def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Any:
+        if entry.kind is not Kind.PY_TASK:
+            overrides = {**(overrides or {}), "class": StoredTask}
+        return super()._build_task(entry, overrides)
 
 
 @dataclass(frozen=True)
@@ -151,16 +187,12 @@ def _configs(name: str) -> list[dict[str, Any]]:
 def _from_hub(name: str, configs: list[dict[str, Any]]) -> Benchmark:
     try:
         return Benchmark(name, {config["task"]: _task(config) for config in configs})
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"tasks: rows of {name} cannot be loaded, got {reason}; fetch them, or give --task-data a folder "
-            f"with {name}.jsonl"
-        ) from error
+    except UsageError as error:
+        raise UsageError(f"{error}; or give --task-data a folder with {name}.jsonl") from error
 
 
 def _task(config: dict[str, Any]) -> ConfigurableTask:
-    return ConfigurableTask(config={**config, "num_fewshot": 0})
+    return StoredTask(config={**config, "num_fewshot": 0})
 
 
 def _registered(name: str) -> Benchmark:
@@ -170,6 +202,7 @@ def _registered(name: str) -> Benchmark:
             f"tasks: unknown task, got {name!r}; known are {', '.join([*FILES, *own_tasks()])}, the "
             f"{len(manager.all_tasks)} names of lm-eval (`lm-eval ls tasks`) and task files (.yaml)"
         )
+    manager._factory = StoredTasks()
     loaded = manager.load([name])["tasks"]
     for task in loaded.values():
         task.set_config(key="num_fewshot", value=0)

@@ -3,7 +3,8 @@
 Torch-free. A folder or file that exists under its final name is complete; the done mark is written last.
 
     dump/
-      .models/<key>/               a fetched or converted model
+      .models/<key>/               a converted model
+      .hub/                        HF_HOME of Jobs: what fetch brought, see trainer/mark.py
       .baselines/<hash>/           teacher.json, ptq.json: shared by all sweeps that measure the same
       .teacher/<hash>/<xx>/*.json  completions written by a teacher (seq_kd), one a prompt
       .orch/                       state of the local cluster
@@ -140,10 +141,11 @@ def write_json_once(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, keep: bool = False) -> Iterator[Path]:
     """A folder to fill aside, which appears as `path` only when the block ends without error.
 
-    An older folder of that name is replaced. Everything inside is fsynced first.
+    An older folder of that name is replaced; with `keep` it stays, for others may be reading it, and the new
+    one goes. Everything inside is fsynced first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -157,7 +159,14 @@ def new_folder(path: Path) -> Iterator[Path]:
             else:
                 fsync_folder(file)
         fsync_folder(aside)
-        if path.exists():
+        if keep:
+            # One step, so that of two writers the first wins: a folder is not renamed onto a filled one.
+            try:
+                os.rename(aside, path)
+            except OSError:
+                if not path.is_dir():
+                    raise
+        elif path.exists():
             # A folder cannot be renamed over another: the old one steps aside, then goes.
             old = path.with_name(f".{path.name}.old.{uuid.uuid4().hex[:8]}")
             os.rename(path, old)

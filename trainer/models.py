@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.config import Dtype
 from trainer.layout import new_folder
+from trainer.mark import Store, Wanted, weak_lock
 
 if TYPE_CHECKING:
     import torch
@@ -112,22 +113,32 @@ def _version(package: str) -> str:
 def local_path(name: str, revision: str, models_dir: Path | None) -> Path | None:
     """The folder a model's files lie in here, or None when it must be fetched first. Loads nothing.
 
-    Raises ModelError for a bad name and for a local folder that is not a model.
+    Raises ModelError for a bad name and for a local folder that is not a model, UsageError for a fetched
+    model that is damaged since.
     """
     if name.startswith(PACKAGE_PREFIX):
         folder = (models_dir or default_models_dir()) / find_package_file(name).key
         return folder if folder.is_dir() else None
     if is_local(name):
         return _checked_folder(Path(name).expanduser())
+    check_hub_name(name)
+    fetched = Store.here().find(Wanted("model", name, revision), "model_name")
+    if fetched:
+        return fetched
+    # What the hub library's own cache has of it, brought there by others.
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def check_hub_name(name: str) -> None:
+    """Raise ModelError unless a name can be a hub repository's, before anything is asked over the network."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise ModelError(
             f"model_name: must be a hub repository, a folder or package:NAME/FILE.gguf, got {name!r}; "
             "check the spelling"
         )
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(name, "config.json", revision=revision)
-    return Path(config).parent if isinstance(config, str) else None
 
 
 def _checked_folder(folder: Path) -> Path:
@@ -184,16 +195,12 @@ def resolve(name: str, revision: str = "main", models_dir: Path | None = None) -
     """What from_pretrained takes: a folder, converted now if need be, or the hub repository's name."""
     if name.startswith(PACKAGE_PREFIX):
         return str(convert_package_file(find_package_file(name), models_dir or default_models_dir()))
-    return (
-        str(local_path(name, revision, models_dir))
-        if is_local(name)
-        else _hub_name(name, revision, models_dir)
-    )
+    folder = local_path(name, revision, models_dir)
+    return str(folder) if folder and (is_local(name) or _is_fetched(name, revision)) else name
 
 
-def _hub_name(name: str, revision: str, models_dir: Path | None) -> str:
-    local_path(name, revision, models_dir)
-    return name
+def _is_fetched(name: str, revision: str) -> bool:
+    return Store.here().read(Wanted("model", name, revision)) is not None
 
 
 def load_model(
@@ -257,17 +264,14 @@ def convert_package_file(source: PackageFile, models_dir: Path) -> Path:
     """The folder of the converted model, made if it is not there; it appears whole or not at all.
 
     The GGUF's dequantised weights are saved in bf16, with its tokenizer and chat template. Converters
-    running at once wait for the first.
+    running at once wait for the first where the volume has locks; else the first to end wins.
     """
-    from filelock import FileLock
-
     folder = models_dir / source.key
     if folder.is_dir():
         return folder
-    models_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(models_dir / f".{source.key}.lock"):
+    with weak_lock(models_dir / f".{source.key}.lock"):
         if not folder.is_dir():
-            with new_folder(folder) as aside:
+            with new_folder(folder, keep=True) as aside:
                 _convert(source.file, aside)
     return folder
 

@@ -74,17 +74,9 @@ def load_text(name: str) -> Text:
 
 def _wikitext() -> str:
     """The test split of WikiText-2 raw, its rows joined by blank lines, as is usual."""
-    from datasets import load_dataset
+    from trainer.rows import WIKITEXT, open_rows
 
-    try:
-        rows = load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="test")
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"perplexity_dataset: wikitext cannot be loaded, got {reason}; fetch it "
-            "(`python -m trainer fetch --dataset-name wikitext`), or give pydoc_topics or a .txt file"
-        ) from error
-    return "\n\n".join(rows["text"])
+    return "\n\n".join(open_rows(WIKITEXT, "perplexity_dataset")["test"]["text"])
 
 
 def read_text(file: Path) -> str:

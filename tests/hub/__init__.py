@@ -66,18 +66,15 @@ class Hub:
         """Let go of every answer that a fault holds back."""
         self.released.set()
 
-    def wait_for(self, path: str, timeout_s: float = 60.0) -> Request:
-        """The first GET whose path contains `path`, once its answer began."""
+    def wait_for(self, path: str, count: int = 1, timeout_s: float = 120.0) -> None:
+        """Wait until the answers to so many GETs began whose path contains `path`."""
 
-        def found() -> Request | None:
-            return next((one for one in self.requests if one.method == "GET" and path in one.path), None)
+        def asked() -> bool:
+            return sum(one.method == "GET" and path in one.path for one in self.requests) >= count
 
         with self.turn:
-            if not self.turn.wait_for(found, timeout_s):
-                raise TimeoutError(f"nobody asked for {path} in {timeout_s} s")
-            seen = found()
-        assert seen is not None
-        return seen
+            if not self.turn.wait_for(asked, timeout_s):
+                raise TimeoutError(f"{path} was not asked for {count} times in {timeout_s} s")
 
     def downloads(self) -> list[str]:
         """Paths of the files whose content was asked for, in order."""

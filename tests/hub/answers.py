@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -36,7 +37,8 @@ class Fault:
     """What happens to the next `times` requests whose path contains `path` (and whose method is `method`).
 
     status: answered instead. cut_after: the connection ends after so many bytes of the body. hold_after: so
-    many bytes, then nothing until `Hub.release`. damage: the first byte is another. slow_start_s: a wait.
+    many bytes, and the rest at `Hub.release`. damage: the first byte is another. short_by: so many bytes are
+    missing, and nothing tells. slow_start_s: a wait.
     """
 
     path: str
@@ -46,6 +48,7 @@ class Fault:
     cut_after: int | None = None
     hold_after: int | None = None
     damage: bool = False
+    short_by: int = 0
     slow_start_s: float = 0.0
 
 
@@ -107,20 +110,22 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(data)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command == "HEAD":
+            return
+        with contextlib.suppress(ConnectionError):  # whoever asked was ended, which is what some tests do
             self._body(data)
 
     def _body(self, data: bytes) -> None:
         if self.fault.damage:
             data = bytes([data[0] ^ 1]) + data[1:]
-        for limit in (self.fault.cut_after, self.fault.hold_after):
-            if limit is not None:
-                self.wfile.write(data[:limit])
-                self.wfile.flush()
-                if limit == self.fault.hold_after:
-                    self.hub.released.wait()
-                self.close_connection = True
-                return
+        if self.fault.cut_after is not None:
+            data, self.close_connection = data[: self.fault.cut_after], True
+        held = self.fault.hold_after
+        if held is not None:
+            self.wfile.write(data[:held])
+            self.wfile.flush()
+            self.hub.released.wait()
+            data = data[held:]
         for start in range(0, len(data), CHUNK):
             self.wfile.write(data[start : start + CHUNK])
 
@@ -202,11 +207,12 @@ class Handler(BaseHTTPRequestHandler):
     def _content(self, blob: Blob, headers: dict[str, str]) -> None:
         headers = {**headers, "ETag": f'"{blob.etag}"', "Content-Type": "application/octet-stream"}
         start, size = 0, blob.size
+        data = blob.data[: size - self.fault.short_by]
         if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
             start, end = int(wanted[1]), min(int(wanted[2] or size - 1), size - 1)
             span = {"Content-Range": f"bytes {start}-{end}/{size}"}
-            return self._send(206, headers | span, blob.data[start : end + 1])
-        self._send(200, headers, blob.data)
+            return self._send(206, headers | span, data[start : end + 1])
+        self._send(200, headers, data)
 
     def tell(self) -> None:
         self._json([asdict(request) for request in list(self.hub.requests)])

@@ -234,26 +234,6 @@ def test_a_repeated_fetch_never_loads_torch(package: Path, tmp_path: Path) -> No
     assert done.stdout.splitlines() == [f"[fetch] 1/2 {name}", "[fetch] 2/2 pydoc_topics"]
 
 
-def test_fetch_downloads_a_hub_model_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    asked: list[tuple[str, str]] = []
-
-    def download(name: str, revision: str, **_: object) -> str:
-        asked.append((name, revision))
-        (tmp_path / "snapshot").mkdir(exist_ok=True)
-        return str(tmp_path / "snapshot")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    config = FetchConfig(model_name="lab/net", model_revision="v1", models_dir=str(tmp_path / "models"))
-    fetch(config)
-    fetch(config)
-    assert asked == [("lab/net", "v1")]
-    (tmp_path / "snapshot").rmdir()
-    fetch(config)
-    assert len(asked) == 2
-
-
 @pytest.mark.parametrize(
     ("config", "says"),
     [
