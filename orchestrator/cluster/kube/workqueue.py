@@ -78,7 +78,7 @@ class WorkQueue(Generic[K]):
     def __len__(self) -> int:
         """Keys ready to be taken."""
         with self._changed:
-            self._ripen()
+            self._ripen(self._clock())
             return len(self._queue)
 
     @property
@@ -135,7 +135,9 @@ class WorkQueue(Generic[K]):
         give_up = None if timeout_s is None else self._clock() + timeout_s
         with self._changed:
             while True:
-                self._ripen()
+                # One reading for both: what ripens between two would look like the end of the wait.
+                now = self._clock()
+                self._ripen(now)
                 if self._queue:
                     key = self._queue.popleft()
                     self._dirty.discard(key)
@@ -143,7 +145,7 @@ class WorkQueue(Generic[K]):
                     return key
                 if self._closed:
                     return None
-                wait_s = self._next_s(give_up)
+                wait_s = self._next_s(now, give_up)
                 if wait_s is not None and wait_s <= 0:
                     return None
                 self._changed.wait(wait_s)
@@ -159,7 +161,7 @@ class WorkQueue(Generic[K]):
     def shutdown(self) -> None:
         """Take no more keys; what is ready is still handed out, what waits for its time is dropped."""
         with self._changed:
-            self._ripen()
+            self._ripen(self._clock())
             self._closed = True
             self._later.clear()
             self._due.clear()
@@ -185,15 +187,14 @@ class WorkQueue(Generic[K]):
             self._queue.append(key)
             self._changed.notify()
 
-    def _ripen(self) -> None:
+    def _ripen(self, now: float) -> None:
         """Move keys whose time has come to the queue."""
-        now = self._clock()
         while self._later and self._later[0][0] <= now:
             due, _, key = heapq.heappop(self._later)
             if self._due.get(key) == due:  # else an earlier time was asked for since
                 del self._due[key]
                 self._add(key)
 
-    def _next_s(self, give_up: float | None) -> float | None:
+    def _next_s(self, now: float, give_up: float | None) -> float | None:
         times = [at for at in (give_up, self._later[0][0] if self._later else None) if at is not None]
-        return min(times) - self._clock() if times else None
+        return min(times) - now if times else None
