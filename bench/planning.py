@@ -12,14 +12,14 @@ from bench.fake_kubelet import FakePod, done_record
 from bench.figures import Figure, median
 from orchestrator.cluster.base import Condition, ObservedJob, ObservedPod
 from orchestrator.cluster.kube import decode
-from orchestrator.controller.observed import Observed
+from orchestrator.controller.observed import Observed, runs_of
 from orchestrator.controller.outcome import AttemptRecord
 from orchestrator.controller.plan import CreateJob, Plan, RecordAttempt, plan
 from orchestrator.profile import Profile
-from orchestrator.render import render_job
+from orchestrator.render import DUMP_MOUNT, render_job
 from orchestrator.sweep.expand import Run, expand
 from orchestrator.sweep.load import from_object
-from orchestrator.sweep.naming import ANNOTATION_RUN, ANNOTATION_RUNS, LABEL_STAGE
+from orchestrator.sweep.naming import ANNOTATION_RUN, ANNOTATION_RUNS, LABEL_STAGE, LABEL_SWEEP
 from orchestrator.sweep.spec import API_VERSION, KIND, Sweep
 
 REPEATS = 5
@@ -130,13 +130,9 @@ def _running(one: CreateJob, now: float) -> ObservedJob:
 def _ended(job: ObservedJob) -> ObservedJob:
     if job.finished:
         return job
-    said = FakePod(
-        job.name,
-        "",
-        job.labels[LABEL_STAGE],
-        job.annotations[ANNOTATION_RUN],
-        tuple(f"/{run}" for run in job.annotations.get(ANNOTATION_RUNS, "").split(",") if run),
-    )
+    sweep = job.labels[LABEL_SWEEP]
+    adapters = tuple(f"{DUMP_MOUNT}/{sweep}/{run}" for run in runs_of(job))
+    said = FakePod(job.name, sweep, job.labels[LABEL_STAGE], job.annotations[ANNOTATION_RUN], adapters)
     pod = replace(
         job.pods[0],
         phase="Succeeded",
