@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +15,8 @@ from tests.cluster.cluster import Cluster, inside_network
 from tests.cluster.rig import lifecycle, tools
 from tests.cluster.rig.settings import Options, Rig
 
-DEFINITION = Path(__file__).parents[2] / "manifests" / "base" / "crd.yaml"
+ROOT = Path(__file__).parents[2]
+DEFINITION = ROOT / "manifests" / "base" / "crd.yaml"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -68,3 +70,31 @@ def sweeps_defined(cluster: Cluster) -> None:
     """The cluster knows Sweeps."""
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(DEFINITION))
     cluster.kubectl("wait", "--for=condition=Established", "crd/sweeps.orch.dev", "--timeout=60s")
+
+
+@pytest.fixture(scope="session")
+def images(cluster: Cluster) -> dict[str, str]:
+    """Our own images on the nodes, by digest: `controller` on all, `trainer` (6.7 GB) on the first alone.
+
+    They are those of ORCH_IMAGES, a folder that `make images IMAGE_DIR=…` wrote; without it they are built.
+    """
+    folder = Path(os.environ.get("ORCH_IMAGES") or build_images())
+    [controller] = cluster.load(folder / "controller")
+    [trainer] = cluster.load(folder / "trainer", cluster.nodes[0])
+    return {"controller": controller, "trainer": trainer}
+
+
+def build_images() -> Path:
+    """Build them as a lab without a registry does; what was built before is taken from the cache."""
+    home = Path(os.environ.get("ORCH_IMAGES_HOME", "/var/tmp/orch-images"))
+    env = {
+        **os.environ,
+        "BUILDAH_ROOT": str(home / "buildah"),
+        "BASE_IMAGE": "localhost/python:bookworm",
+        "EXTRAS": "quickstart",
+        "IMAGE_DIR": str(home),
+    }
+    if not (home / "buildah" / "storage").is_dir():
+        subprocess.run(["images/base.sh", env["BASE_IMAGE"]], cwd=ROOT, env=env, check=True)
+    subprocess.run(["images/build.sh"], cwd=ROOT, env=env, check=True)
+    return home
