@@ -117,7 +117,7 @@ def test_a_run_that_is_added_is_the_only_new_one_and_one_that_is_dropped_can_be_
     assert status["counts"]["total"] == status["counts"]["done"] == 3
     trained = [name for name in set(lab.records("tiny")) - before if "-train-" in name]
     assert len(trained) == 1
-    assert "lmbda0-25" in trained[0]
+    assert "lmbda025" in trained[0]
 
 
 def test_a_sweep_deleted_and_submitted_anew_is_recorded_again_and_nothing_is_trained(
