@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -494,8 +495,10 @@ def test_wikitext_is_fetched_without_its_large_sister_and_read_offline(
     assert load_text("wikitext").text == "wikitext-2-raw-v1 test\n\n\n\n= Title ="
 
 
-def run(hub: Hub, home: Path, *words: str, **more: str) -> subprocess.Popen[str]:
-    """`python -m trainer` with its volume at `home`."""
+def run(
+    hub: Hub, home: Path, *words: str, before: Callable[[], None] | None = None, **more: str
+) -> subprocess.Popen[str]:
+    """`python -m trainer` with its volume at `home`; `before` runs in the process that becomes it."""
     env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home / ".hub"), "HF_HUB_OFFLINE": "0"}
     env |= {"HF_TOKEN_PATH": str(home / "token"), TERMINATION_LOG_ENV: str(home / "record")} | more
     return subprocess.Popen(
@@ -505,16 +508,21 @@ def run(hub: Hub, home: Path, *words: str, **more: str) -> subprocess.Popen[str]
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=before,
     )
 
 
-def test_a_killed_fetch_leaves_no_mark_and_the_next_brings_only_the_rest(lab: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_fetch_leaves_no_mark_and_the_next_brings_only_the_rest(
+    lab: Path, tmp_path: Path, sent: signal.Signals
+) -> None:
     with Hub(lab) as hub:
         hub.faults = [Fault(LARGE, hold_after=1000)]
         first = run(hub, tmp_path, "fetch", "--model-name", "lab/net")
         hub.wait_for(LARGE)
-        first.send_signal(signal.SIGKILL)
+        first.send_signal(sent)
         first.communicate()
+        assert first.returncode == (ExitCode.AGAIN if sent is signal.SIGTERM else -sent)
         marks = tmp_path / ".hub/orch"
         assert list(marks.glob("*.json")) == []
         came = hub.downloads()
@@ -552,3 +560,130 @@ def test_the_token_comes_from_its_file_alone_and_is_seen_nowhere(lab: Path, tmp_
     for text in (said, more, record, argv, (tmp_path / "record").read_text(), volume, repr(hub.requests)):
         assert "hf_WrongOne77" not in text
         assert TOKEN not in text
+
+
+ARC = {
+    "id": "1",
+    "question": "Is ice cold?",
+    "choices": {"text": ["yes", "no"], "label": ["A", "B"]},
+    "answerKey": "A",
+}
+SWAG = {
+    "ind": 1,
+    "activity_label": "Sitting",
+    "ctx_a": "A man sits.",
+    "ctx_b": "he",
+    "ctx": "A man sits. he",
+    "endings": ["flies.", "melts.", "sings.", "stands up."],
+    "label": "3",
+}
+BOOLQ = {"question": "is ice cold", "passage": "Ice is cold.", "idx": 1, "label": 1}
+
+
+def dataset(served: Path, name: str, config: str, rows: list[dict[str, Any]]) -> None:
+    """The same rows as all three splits; a config `data` is the default one."""
+    home = served / "datasets" / name
+    (home / config).mkdir(parents=True)
+    splits = ("train", "validation", "test")
+    for split in splits:
+        Dataset.from_list(rows).to_parquet(home / config / f"{split}-00000-of-00001.parquet")
+    data_files = [{"split": split, "path": f"{config}/{split}-*"} for split in splits]
+    card = json.dumps({"configs": [{"config_name": config, "data_files": data_files}]})
+    (home / "README.md").write_text(f"---\n{card}\n---\nRows." if config != "data" else "Rows.")
+
+
+def cut_off() -> None:
+    """No network, where one may ask for that; and root obeys the modes of files like everybody."""
+    libc = ctypes.CDLL(None)
+    libc.unshare(0x40000000)  # CLONE_NEWNET
+    libc.prctl(24, 1, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
+
+
+def write_protect(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        if not path.is_symlink():
+            path.chmod(0o555 if path.is_dir() else 0o444)
+
+
+@pytest.mark.slow
+def test_what_was_fetched_is_all_that_train_and_eval_need(
+    tmp_path: Path, make_tiny_folder: Callable[[Path], Path]
+) -> None:
+    """The real commands: fetch with a hub, then train and eval from a read-only volume mounted elsewhere."""
+    folder = tmp_path / "served"
+    (make_tiny_folder(folder / "models/lab/tiny") / "rows.jsonl").unlink()
+    chats = [
+        [{"role": "user", "content": f"{i} plus {i}?"}, {"role": "assistant", "content": str(2 * i)}]
+        for i in range(40)
+    ]
+    dataset(folder, "lab/chats", "data", [{"messages": chat} for chat in chats])
+    dataset(folder, "Salesforce/wikitext", "wikitext-2-raw-v1", [{"text": f"Line {i}."} for i in range(40)])
+    dataset(folder, "allenai/ai2_arc", "ARC-Easy", [ARC, ARC])
+    dataset(folder, "Rowan/hellaswag", "data", [SWAG, SWAG])
+    dataset(folder, "aps/super_glue", "boolq", [BOOLQ, BOOLQ])
+    volume, moved = tmp_path / "volume", tmp_path / "elsewhere"
+    tasks = ("arc_easy", "hellaswag", "boolq")
+    with Hub(folder) as hub:
+        for wanted in (
+            ("--model-name", "lab/tiny", "--dataset-name", "lab/chats"),
+            ("--dataset-name", "wikitext"),
+        ):
+            words = ["fetch", *wanted, "--models-dir", str(volume / ".models")]
+            words += ["--tasks", *tasks] if "wikitext" in wanted else []
+            fetched = run(hub, volume, *words)
+            said, _ = fetched.communicate()
+            assert fetched.returncode == 0, said
+        (volume / ".models").mkdir()
+        volume.rename(moved)
+        write_protect(moved)
+        before = files(moved)
+        hub.requests.clear()
+        shut = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9", "before": cut_off}
+        shut |= {TERMINATION_LOG_ENV: str(tmp_path / "record")}
+        output = tmp_path / "run"
+        train = [
+            "train",
+            "--model-name",
+            "lab/tiny",
+            "--dataset-name",
+            "lab/chats",
+            "--mixed-precision",
+            "fp32",
+        ]
+        train += ["--group-size", "32", "--lora-r", "4", "--max-length", "64", "--max-new-tokens", "4"]
+        train += ["--max-steps", "1", "--models-dir", str(moved / ".models"), "--output-dir", str(output)]
+        measure = ["eval", "--lora-paths", str(output), "--tasks", *tasks, "--limit", "2"]
+        measure += ["--perplexity-dataset", "wikitext", "--perplexity-tokens", "256", "--window", "64"]
+        measure += ["--stride", "32", "--batch-size", "4", "--models-dir", str(moved / ".models")]
+        measure += ["--output-dir", str(tmp_path / "eval"), "--baselines-dir", str(tmp_path / "baselines")]
+        for command in (train, measure):
+            process = run(hub, moved, *command, **shut)
+            said, _ = process.communicate()
+            assert process.returncode == 0, said
+        assert asked(hub) == []
+    assert files(moved) == before
+    record = load_record((tmp_path / "record").read_bytes())
+    assert record is not None
+    for variant in record.variants:
+        assert sorted(variant.tasks) == sorted(tasks)
+        assert variant.text is not None
+    assert {variant.variant for variant in record.variants} >= {"teacher", "ptq", "adapter"}
+
+
+@pytest.mark.slow
+def test_a_task_that_is_fetched_is_seen_without_the_harness(hub: Hub, lab: Path) -> None:
+    dataset(lab, "allenai/ai2_arc", "ARC-Easy", [ARC])
+    bring(model_name=None, tasks=["arc_easy"])
+    mark = Store.here().read(Wanted("task", "arc_easy"))
+    assert mark is not None
+    assert mark.parts == (Wanted("rows", "allenai/ai2_arc", subset="ARC-Easy"),)
+    hub.requests.clear()
+    bring(model_name=None, tasks=["arc_easy"])
+    assert asked(hub) == []
+    Store.here().mark_file(mark.parts[0]).unlink()
+    bring(model_name=None, tasks=["arc_easy"])
+    assert Store.here().is_whole(mark.parts[0])
+    again = Mark(mark.wanted, parts=mark.parts, made_by="0.0.1")
+    Store.here().write(again)
+    bring(model_name=None, tasks=["arc_easy"])
+    assert Store.here().read(mark.wanted) == mark, "another version of the harness may want other rows"
