@@ -18,8 +18,9 @@ LOG_TAIL = 15
 
 @dataclass(frozen=True)
 class Account:
-    """All that is known of a run: its state now, its attempts, the end of the log of what failed last, and what
-    keeps the whole sweep from going on (`held`).
+    """All that is known of a run: its state now, its attempts, and the end of the log of what failed last.
+
+    `held` is what keeps the whole sweep from going on.
     """
 
     sweep: str

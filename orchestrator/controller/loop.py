@@ -90,7 +90,7 @@ class Controller:
         self.tell_every_s = tell_every_s
         self.hours_every_s = hours_every_s
         self._pool = ThreadPoolExecutor(writers, thread_name_prefix="writer") if writers > 1 else None
-        self._created: Counter[str] = Counter()
+        self._created: dict[str, Counter[str]] = {}
         self._conflicts: dict[str, float] = {}
         self._told_at: dict[str, float] = {}
         self._read = RecordReader()
@@ -227,7 +227,7 @@ class Controller:
             records=self._read(name, self.cluster.records(name)),
             control=stored_control(stored),
             uid=stored["metadata"].get("uid"),
-            created=self._created,
+            created=self._created.get(stored["metadata"].get("uid") or "", {}),
             conflicts=frozenset(self._conflicts),
         )
 
@@ -270,7 +270,8 @@ class Controller:
         made = self.cluster.create_job(manifest)
         LOG.info("controller: %s %s", made.value, action.name)
         if made is Created.CREATED:
-            self._created[action.name] += 1
+            # Of this Sweep alone: one that is deleted and submitted anew makes the same names again.
+            self._created.setdefault(action.request.sweep_uid or "", Counter())[action.name] += 1
         elif made is Created.CONFLICT:
             self._conflicts[action.name] = self.clock() + CONFLICT_HOLDS_S
         return made

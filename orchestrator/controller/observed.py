@@ -117,7 +117,7 @@ def read_records(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, AttemptRe
 
 def _read(value: Mapping[str, Any]) -> AttemptRecord | None:
     try:
-        return AttemptRecord.model_validate(value)
+        return AttemptRecord.model_validate(dict(value.items()))  # one look: it may be text
     except ValidationError:
         return None
 

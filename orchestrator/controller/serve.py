@@ -17,7 +17,7 @@ from orchestrator.cluster.kube.client import Api
 from orchestrator.cluster.kube.leader import Leader
 from orchestrator.cluster.kube.limiter import Limiter
 from orchestrator.cluster.kube.watched import WatchedCluster
-from orchestrator.cluster.kube.workqueue import WorkQueue
+from orchestrator.cluster.kube.workqueue import Retries, WorkQueue
 from orchestrator.controller import logs
 from orchestrator.controller.loop import Controller
 from orchestrator.controller.metrics import Metrics
@@ -32,6 +32,7 @@ SETTLE_S = 0.1
 UNFINISHED_AGAIN_S = 30.0
 """A sweep that goes on is looked at this often though nothing changes: deadlines pass without an event."""
 FINISHED_AGAIN_S = 600.0
+FAILED_AGAIN_S = 60.0
 WRITERS = 4
 TELL_EVERY_S = 2.0
 HOURS_EVERY_S = 600.0
@@ -74,7 +75,7 @@ class Service:
     def __init__(self, api: Api, profile: ProfileFile, metrics: Metrics) -> None:
         self.stop = threading.Event()
         self.leading = threading.Event()
-        self.queue: WorkQueue[str] = WorkQueue()
+        self.queue: WorkQueue[str] = WorkQueue(Retries(most_s=FAILED_AGAIN_S))
         self.cluster = WatchedCluster(api, lambda sweep: self.queue.add_after(sweep, SETTLE_S))
         self.controller = Controller(
             self.cluster,

@@ -188,7 +188,8 @@ def refused(faults: Sequence[str]) -> SweepStatus:
 def unrenderable(status: SweepStatus, faults: str) -> SweepStatus:
     """The status of a sweep whose Jobs cannot be made with this profile: nothing new starts."""
     halted = Condition(type="Halted", status="True", reason="CannotRender", message=faults[:MESSAGE_LIMIT])
-    update = {"conditions": [*status.conditions, halted], "finished": status.active == 0}
+    others = [one for one in status.conditions if one.type != halted.type]  # one of a type, says the CRD
+    update = {"conditions": [*others, halted], "finished": status.active == 0}
     return status.model_copy(update=update)
 
 

@@ -14,6 +14,7 @@ from orchestrator.cluster.kube.client import Api
 from tests.cluster.cluster import Cluster, inside_network
 from tests.cluster.rig import lifecycle, tools
 from tests.cluster.rig.settings import Options, Rig
+from tests.hub import Hub
 
 ROOT = Path(__file__).parents[2]
 DEFINITION = ROOT / "manifests" / "base" / "crd.yaml"
@@ -82,6 +83,18 @@ def images(cluster: Cluster) -> dict[str, str]:
     [controller] = cluster.load(folder / "controller")
     [trainer] = cluster.load(folder / "trainer", cluster.nodes[0])
     return {"controller": controller, "trainer": trainer}
+
+
+@pytest.fixture(scope="session")
+def hub(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, make_tiny_folder) -> Iterator[Hub]:
+    """A model and a dataset where pods can fetch them."""
+    root = tmp_path_factory.mktemp("hub")
+    model = make_tiny_folder(root / "models" / "lab" / "tiny")
+    rows = root / "datasets" / "lab" / "rows"
+    rows.mkdir(parents=True)
+    (model / "rows.jsonl").rename(rows / "train.jsonl")
+    with Hub(root, host=cluster.address) as served:
+        yield served
 
 
 def build_images() -> Path:

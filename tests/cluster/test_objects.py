@@ -119,6 +119,7 @@ def test_a_record_is_stored_once_and_an_event_told_once(kube: KubeCluster, clust
         kube.put_event("tiny", Event("OomHost", "lr1: train 1 failed, oomHost: OOMKilled", warning=True))
     told = cluster.kubectl("describe", "sweep", "tiny", "-n", kube.namespace).stdout
     assert told.count("OOMKilled") == 1
+    kube.put_event("tiny", Event("Refused", "é" * 2000, warning=True))  # the server counts bytes
     record = json.loads(
         cluster.kubectl("get", "cm", "tiny--a-0123abcd-train-1", "-n", kube.namespace, "-o", "json").stdout
     )

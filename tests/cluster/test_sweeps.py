@@ -19,18 +19,6 @@ from tests.hub import Hub
 
 
 @pytest.fixture(scope="module")
-def hub(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, make_tiny_folder) -> Iterator[Hub]:
-    """A model and a dataset where pods can fetch them."""
-    root = tmp_path_factory.mktemp("hub")
-    model = make_tiny_folder(root / "models" / "lab" / "tiny")
-    rows = root / "datasets" / "lab" / "rows"
-    rows.mkdir(parents=True)
-    (model / "rows.jsonl").rename(rows / "train.jsonl")
-    with Hub(root, host=cluster.address) as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
 def lab(cluster: Cluster, images: dict[str, str], hub: Hub) -> Iterator[Lab]:
     with installed(cluster, images, more_profile=f'HF_ENDPOINT = "{hub.url}"') as one:
         yield one

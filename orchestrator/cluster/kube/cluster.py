@@ -34,6 +34,7 @@ MANAGER = "orch"
 """Field manager of what a sweep file says."""
 CONTROL_MANAGER = "orch-control"
 STATUS_MANAGER = "orch-controller"
+NOTE_BYTES = 1024
 CONTROL_TRIES = 10
 """A status that is told meanwhile makes a command be read and written again."""
 ALL_RECORDS = f"{LABEL_MANAGED_BY}={MANAGED_BY},{LABEL_RECORD}"
@@ -186,7 +187,7 @@ class KubeCluster(Cluster):
             "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "type": "Warning" if event.warning else "Normal",
             "reason": event.reason,
-            "note": _cut(event.message, 1024),
+            "note": _cut(event.message, NOTE_BYTES),
             "action": "Reconcile",
             "reportingController": "orch.dev/controller",
             "reportingInstance": "orch-controller",
@@ -259,4 +260,6 @@ def _why_refused(error: ClusterError) -> str:
 
 
 def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    """At most `limit` bytes: the server counts them, and refuses an event that has one more."""
+    data = text.encode()
+    return text if len(data) <= limit else data[: limit - 3].decode(errors="ignore") + "…"

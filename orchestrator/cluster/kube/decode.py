@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.cluster.base import Condition, ObservedJob, ObservedPod
+from orchestrator.cluster.kube.recordtext import RecordText
 from orchestrator.sweep.naming import ANNOTATION_RUN, ANNOTATIONS, LABEL_RUN, LABEL_SWEEP
 
 GPU = "nvidia.com/gpu"
@@ -239,10 +240,10 @@ def record(raw: bytes) -> KeptRecord:
     """The record that a ConfigMap holds."""
     value = _CONFIG_MAP.decode(raw)
     try:
-        held = msgspec.json.decode(value.data.get(RECORD_KEY, "{}"))
-    except msgspec.DecodeError:
-        held = {}
-    return KeptRecord(*_common(value.metadata), held if isinstance(held, dict) else {})
+        held = RecordText(value.data.get(RECORD_KEY, "{}"))
+    except ValueError:
+        held = RecordText("{}")
+    return KeptRecord(*_common(value.metadata), held)
 
 
 def sweep(raw: bytes) -> KeptSweep:

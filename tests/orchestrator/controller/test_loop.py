@@ -17,6 +17,7 @@ from orchestrator.controller.loop import (
     Controller,
 )
 from orchestrator.controller.outcome import AttemptRecord
+from orchestrator.controller.status import Condition, SweepStatus, unrenderable
 from orchestrator.errors import ClusterError, JobRefusedError, NotFoundError
 from orchestrator.profile import Profile
 from orchestrator.sweep.naming import ANNOTATION_RUNS, LABEL_STAGE
@@ -322,3 +323,19 @@ def test_events_are_told_once_however_many_turns_pass() -> None:
     controller.run(until_done=True)
     controller.step("demo")
     assert [event.reason for _, event in cluster.events] == ["Accepted", "AllDone"]
+
+
+def test_a_sweep_that_is_submitted_anew_again_and_again_may_make_its_jobs_each_time() -> None:
+    cluster, controller = submitted(a_sweep(1))
+    for number in range(8):
+        cluster.made.clear()
+        cluster.stored_records.clear()
+        cluster.stored["demo"].setdefault("metadata", {})["uid"] = f"uid-{number}"
+        assert controller.step("demo").status.counts["failed"] == 0
+        assert stages(cluster) == ["fetch", "fetch"]
+
+
+def test_a_sweep_that_is_halted_and_cannot_be_rendered_has_one_condition_of_a_type() -> None:
+    halted = Condition(type="Halted", status="True", reason="CanaryFailed")
+    told = unrenderable(SweepStatus(conditions=[halted]), "no such priority")
+    assert [(one.type, one.reason) for one in told.conditions] == [("Halted", "CannotRender")]

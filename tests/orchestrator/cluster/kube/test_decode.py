@@ -1,4 +1,4 @@
-"""What is kept of objects: states as the API server was seen to report them, and which pods belong to whom."""
+"""What is kept of objects: states as the API server reports them, and which pods belong to whom."""
 
 from __future__ import annotations
 
