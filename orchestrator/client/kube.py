@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-from orchestrator.client.session import Session
+from orchestrator.client.session import Session, Stored
 from orchestrator.cluster.kube.client import Api
 from orchestrator.cluster.kube.cluster import KubeCluster
 from orchestrator.cluster.kube.errors import ApiError, Forbidden, NotFound
@@ -77,6 +77,11 @@ class KubeSession(Session):
             return False
         age = datetime.now(UTC) - datetime.fromisoformat(renewed)
         return age.total_seconds() < LEASE_STALE_S
+
+    def settled(self, stored: Stored) -> bool:
+        """As the controller says of exactly what is stored: it knows of refusals that no client sees."""
+        seen = stored.status.get("observedGeneration") == stored.object["metadata"].get("generation")
+        return seen and bool(stored.status.get("finished"))
 
     def leave(self, name: str) -> str:
         who = "its controller goes on" if self.led() else f"no controller works there: {self.unled}"

@@ -138,6 +138,8 @@ class Controller:
     def step(self, name: str) -> Turn:
         """One turn for one sweep: observe, plan, act, tell. NotFoundError if there is no such sweep."""
         stored = self._stored(name)
+        if stored["metadata"].get("deletionTimestamp"):
+            return Turn(SweepStatus(finished=True))  # what it owns goes with it: nothing may be made anew
         again_s: float | None = None
         try:
             sweep, runs = self._expand(name, stored)

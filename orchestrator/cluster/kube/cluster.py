@@ -35,6 +35,8 @@ MANAGER = "orch"
 CONTROL_MANAGER = "orch-control"
 STATUS_MANAGER = "orch-controller"
 NOTE_BYTES = 1024
+ORPHANED = ""
+"""Owner of a record that outlived its Sweep (`delete --cascade=orphan`): the next of the name has it."""
 CONTROL_TRIES = 10
 """A status that is told meanwhile makes a command be read and written again."""
 ALL_RECORDS = f"{LABEL_MANAGED_BY}={MANAGED_BY},{LABEL_RECORD}"
@@ -152,7 +154,7 @@ class KubeCluster(Cluster):
     def records(self, sweep: str) -> dict[str, Mapping[str, Any]]:
         uid = self._stored(sweep)["metadata"]["uid"]
         kept = (decode.record(raw) for raw in self._list(CONFIG_MAPS, f"{ALL_RECORDS},{LABEL_SWEEP}={sweep}"))
-        return {one.name: one.record for one in kept if one.owner == uid}
+        return {one.name: one.record for one in kept if one.owner in (uid, ORPHANED)}
 
     def put_record(self, sweep: str, job: str, record: Mapping[str, Any]) -> bool:
         uid = str(self._stored(sweep)["metadata"]["uid"])
@@ -170,7 +172,7 @@ class KubeCluster(Cluster):
             return True
         except AlreadyExists:
             there = decode.record(self.api.get(self._path(CONFIG_MAPS, job)))
-            if there.owner != uid:
+            if there.owner not in (uid, ORPHANED):
                 raise ClusterError(
                     f"{self.namespace}/configmaps/{job}: is a record of a deleted sweep {sweep}, "
                     "got another owner; it goes by itself, then this is tried again"

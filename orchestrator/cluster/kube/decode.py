@@ -191,7 +191,7 @@ def job(raw: bytes) -> KeptJob:
         suspended=spec.suspend,
         deleting=meta.deletion_timestamp is not None,
         conditions=_true(value.status.conditions),
-        gpus=sum(int(one.resources.limits.get(GPU, 0)) for one in spec.template.spec.containers),
+        gpus=sum(_count(one.resources.limits.get(GPU, 0)) for one in spec.template.spec.containers),
         retired=spec.ttl_seconds_after_finished is not None or meta.deletion_timestamp is not None,
     )
     return KeptJob(*_common(meta), observed)
@@ -294,6 +294,12 @@ def _common(meta: _Meta) -> tuple[str, str, str, str, str]:
 
 def _true(conditions: list[_Condition]) -> dict[str, Condition]:
     return {one.type: Condition(one.reason, one.message) for one in conditions if one.status == "True"}
+
+
+def _count(quantity: object) -> int:
+    """A whole number; 0 for a quantity with a suffix, which no Job of ours has."""
+    text = str(quantity)
+    return int(text) if text.isdecimal() else 0
 
 
 def _seconds(time: datetime | None) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from orchestrator.cluster.base import ObservedJob
 from orchestrator.cluster.kube import decode
 from orchestrator.cluster.kube.client import Api
-from orchestrator.cluster.kube.cluster import ALL_JOBS, ALL_RECORDS, KubeCluster
+from orchestrator.cluster.kube.cluster import ALL_JOBS, ALL_RECORDS, ORPHANED, KubeCluster
 from orchestrator.cluster.kube.decode import Kept, KeptJob, KeptPod, KeptRecord, KeptSweep
 from orchestrator.cluster.kube.paths import CONFIG_MAPS, JOBS, PODS, SWEEPS, Resource
 from orchestrator.cluster.kube.reflector import Reflector
@@ -115,7 +115,8 @@ class WatchedCluster(KubeCluster):
 
     def records(self, sweep: str) -> dict[str, Mapping[str, Any]]:
         uid = self._stored(sweep)["metadata"]["uid"]
-        return {one.name: one.record for one in self._records.of(sweep) if one.owner == uid}
+        kept = self._records.of(sweep)
+        return {one.name: one.record for one in kept if one.owner in (uid, ORPHANED)}
 
     # Changes, on the reflectors' threads
 

@@ -339,3 +339,11 @@ def test_a_sweep_that_is_halted_and_cannot_be_rendered_has_one_condition_of_a_ty
     halted = Condition(type="Halted", status="True", reason="CanaryFailed")
     told = unrenderable(SweepStatus(conditions=[halted]), "no such priority")
     assert [(one.type, one.reason) for one in told.conditions] == [("Halted", "CannotRender")]
+
+
+def test_of_a_sweep_that_is_being_deleted_nothing_is_made_anew() -> None:
+    cluster, controller = submitted(a_sweep(1))
+    cluster.stored["demo"]["metadata"]["deletionTimestamp"] = "2026-11-24T08:00:00Z"
+    assert controller.step("demo").status.finished
+    assert cluster.made == {}
+    assert cluster.events == []

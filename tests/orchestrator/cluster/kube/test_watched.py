@@ -103,6 +103,9 @@ def test_records_and_jobs_of_a_former_sweep_of_the_name_do_not_count() -> None:
     world.tell(SWEEPS, {"metadata": {"name": "night", "uid": "s2"}, "spec": {}})
     assert world.cluster.records("night") == {}
     assert world.cluster.jobs("night") == []
+    orphan = {"name": "night--lr2", "labels": labels}
+    world.tell(CONFIG_MAPS, {"metadata": orphan, "data": {decode.RECORD_KEY: '{"v": 2}'}})
+    assert world.cluster.records("night") == {"night--lr2": {"v": 2}}, "the next of the name has it"
 
 
 def test_absence_means_nothing_before_everything_was_listed() -> None:
