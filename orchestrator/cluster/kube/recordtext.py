@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+_OBJECT = msgspec.json.Decoder(dict[str, Any])
+
 
 class RecordText(Mapping[str, Any]):
     """The JSON text of an object, decoded at every look: a quarter of the memory that its dicts take.
@@ -18,8 +20,7 @@ class RecordText(Mapping[str, Any]):
 
     def __init__(self, text: str) -> None:
         self._text = text
-        if not isinstance(self._decoded(), dict):
-            raise ValueError("a record must be a JSON object")
+        self._decoded()
 
     def __getitem__(self, key: str) -> Any:
         return self._decoded()[key]
@@ -38,5 +39,5 @@ class RecordText(Mapping[str, Any]):
     def items(self) -> ItemsView[str, Any]:
         return self._decoded().items()
 
-    def _decoded(self) -> Any:
-        return msgspec.json.decode(self._text)
+    def _decoded(self) -> dict[str, Any]:
+        return _OBJECT.decode(self._text)

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.cluster.base import Condition
 from orchestrator.cluster.kube import decode
+from orchestrator.cluster.kube.recordtext import RecordText
 from orchestrator.controller.observed import Unit, unit_of
 from orchestrator.sweep import naming
 
@@ -192,6 +193,20 @@ def test_a_living_pod_without_a_job_of_ours_keeps_its_run_busy(phase: str, shown
     assert [(one.name, one.deleting, unit_of(one)) for one in found] == (
         [("night--lr1", True, Unit("train", "lr1-0123abcd"))] if shown else []
     )
+
+
+def test_a_record_reads_like_its_object_and_equals_it() -> None:
+    text = '{"v":1,"run_id":"a","record":{"tasks":[1,2]}}'
+    record, value = RecordText(text), json.loads(text)
+    assert (dict(record), dict(record.items()), len(record), list(record)) == (value, value, 3, list(value))
+    assert record == value == record
+    assert (record == RecordText(text), record == RecordText('{"v":1}'), record == {"v": 1}) == (
+        True,
+        False,
+        False,
+    )
+    assert record == RecordText(json.dumps(value))  # another spelling of the same
+    assert record["record"]["tasks"] == [1, 2]
 
 
 def test_a_record_that_is_no_json_is_none() -> None:
