@@ -187,11 +187,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--only", nargs="+", choices=MEASURES, default=list(MEASURES), metavar="NAME")
     parser.add_argument("--jobs", type=int, default=Size.jobs, help="Jobs made at once; all else follows")
+    parser.add_argument("--python", default=sys.executable, help="runs the controller: another environment's")
     parser.add_argument("--steady", type=float, default=Size.steady_s, help="seconds of watching a quiet one")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was made is removed
     report, size = Report(), Size(options.jobs, options.steady)
-    with Stage(f"orch-bench-{os.getpid()}") as stage:
+    with Stage(f"orch-bench-{os.getpid()}", options.python) as stage:
         report.add(Figure("controller's memory at the start", stage.controller.rss_mib(), "MiB"))
         for name in options.only:
             report.add(*MEASURES[name](stage, size)) if name == "plan" else _each(

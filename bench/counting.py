@@ -6,7 +6,8 @@ import re
 from collections import Counter
 from typing import Any
 
-WRITES = {"POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION"}
+WRITES = {"POST", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION"}
+"""orch never PUTs; the cluster's own controllers do, into the status of the same Jobs."""
 
 Requests = Counter[tuple[str, str, str]]
 """By (verb, resource with subresource, status)."""

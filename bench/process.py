@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -25,10 +24,10 @@ PEAK_EVERY_S = 0.25
 class Process:
     """`python -m orchestrator.cli` with these arguments; it runs once it is made."""
 
-    def __init__(self, arguments: Sequence[str], environment: dict[str, str], log: Path) -> None:
+    def __init__(self, python: str, arguments: Sequence[str], environment: dict[str, str], log: Path) -> None:
         self.log = log
         with log.open("wb") as file:
-            command = [sys.executable, "-m", "orchestrator.cli", *arguments]
+            command = [python, "-m", "orchestrator.cli", *arguments]
             self._started = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
         self._process = psutil.Process(self._started.pid)
         self.peak_mib = 0.0

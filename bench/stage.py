@@ -45,8 +45,9 @@ STREAMED = {
 class Stage:
     """Everything set up while the block lasts, and removed after it."""
 
-    def __init__(self, namespace: str) -> None:
+    def __init__(self, namespace: str, python: str = sys.executable) -> None:
         self.namespace = namespace
+        self.python = python
         self.api = Api.connect(namespace=namespace)
         self.cluster = KubeCluster(self.api)
         self.kubelet = FakeKubelet(self.api, f"{namespace}-node")
@@ -92,7 +93,9 @@ class Stage:
         arguments = ["--profile", str(profile), "controller", "-n", self.namespace, "--port", "0"]
         environment = os.environ | {"KUBECONFIG": str(config)}
         number = len(list(self.folder.glob("controller-*.log")))
-        self.controller = Process(arguments, environment, self.folder / f"controller-{number}.log")
+        self.controller = Process(
+            self.python, arguments, environment, self.folder / f"controller-{number}.log"
+        )
         until(lambda: self.controller.get("/readyz")[0] == 200, 120, "the controller's /readyz")
 
     def until(self, done: Callable[[], T | None], within_s: float, what: str, every_s: float = 0.1) -> T:
