@@ -21,7 +21,7 @@ from trainer.config import DEFAULT_TASKS, EvalConfig, EvalPlace, TrainConfig
 from trainer.evaluate import Clock, evaluate
 from trainer.flags import UsageError
 from trainer.layout import RunFolder, write_json
-from trainer.models import ModelError, load_model
+from trainer.models import load_model
 from trainer.results import Protocol, Record, TaskScore, TextScore, VariantResult, dump_record, load_record
 from trainer.student import build_student
 
@@ -329,18 +329,10 @@ def test_faults_of_the_measure_are_said_before_a_model_loads(
         evaluate(config.model_copy(update=changes), place)
 
 
-def test_a_hub_model_that_is_not_here_is_fetched_or_said(
-    config: EvalConfig, place: EvalPlace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
-
-    def refused(name: str, **_: Any) -> str:
-        raise ConnectionError(f"no way to {name}")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
+def test_a_hub_model_that_was_not_fetched_is_said_offline(config: EvalConfig, place: EvalPlace) -> None:
     hub = {"lora_paths": [], "model_name": "no-such-lab/no-such-net"}
     with pytest.raises(
-        ModelError, match="cannot be fetched, got 'no-such-lab/no-such-net' at main: no way to"
+        UsageError, match=r"not fetched yet, got 'no-such-lab/no-such-net' at main, .*OFFLINE"
     ):
         evaluate(config.model_copy(update=hub), place)
 
