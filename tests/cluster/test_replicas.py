@@ -43,6 +43,10 @@ def kill(lab: Lab, name: str) -> None:
     raise AssertionError(f"no process of {name}")
 
 
+def renewed(lab: Lab) -> str:
+    return str(lab.get("lease", "orch-controller")["spec"].get("renewTime"))
+
+
 def restarts(lab: Lab, name: str) -> int:
     return int(lab.get("pod", name)["status"]["containerStatuses"][0]["restartCount"])
 
@@ -58,7 +62,9 @@ def test_killed_and_robbed_of_the_lease_the_controllers_bring_the_sweep_to_its_e
     before = restarts(lab, first)
     kill(lab, first)
     lab.until(lambda: (restarts(lab, first) > before) or None, "the killed one to start again")
-    # The other one, or the same pod again: its Lease is still its own.
+    # The other one, or the same pod again, whose Lease is still its own: whoever renews it now.
+    last = renewed(lab)
+    lab.until(lambda: (renewed(lab) != last) or None, "a leader")
     second = lab.until(lambda: holder(lab), "a leader")
     robbed = {
         "spec": {
