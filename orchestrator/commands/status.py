@@ -51,8 +51,8 @@ def show(session: Session, sweep: str | None, *, watch: bool, mine: bool = False
     out.print(screen.progress_table(runs, bars=screen.bars_fit(out)))
     out.print(screen.footer(runs, screen.trained_seconds(runs), 1))
     if stored.control.suspend:
-        out.print(f"suspended: `{session.command_line('resume', stored.name)}` goes on")
+        out.print(f"suspended: `{session.command_line('resume', stored.name)}` goes on", soft_wrap=True)
     elif not session.led() and not session.settled(stored):
-        out.print(f"no controller works on it: {session.unled}")
+        out.print(f"no controller works on it: {session.unled}", soft_wrap=True)
     elif session.remote and (said := held(stored.status)):
         out.print(said, soft_wrap=True)

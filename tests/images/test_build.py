@@ -271,7 +271,11 @@ def test_only_what_a_containerd_lacks_is_sent(machine: Machine, annotations: dic
 
 def test_make_calls_it() -> None:
     recipe = subprocess.run(
-        ["make", "--dry-run", "images"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "--dry-run", "images"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
 
     assert recipe.strip() == "images/build.sh"
