@@ -15,8 +15,8 @@ from functools import cached_property
 from typing import Any
 
 from orchestrator.cluster.base import Cluster
-from orchestrator.controller.loop import Controller, stored_control
-from orchestrator.controller.observed import Control, Observed, read_records
+from orchestrator.controller.loop import Controller
+from orchestrator.controller.observed import Control, Observed, read_records, stored_control
 from orchestrator.controller.outcome import AttemptRecord
 from orchestrator.controller.plan import plan
 from orchestrator.controller.retry import memory_bytes

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from orchestrator.cluster.base import Cluster, Created, ObservedJob
 from orchestrator.controller.news import news
-from orchestrator.controller.observed import Control, Observed, RecordReader
+from orchestrator.controller.observed import Observed, RecordReader, stored_control
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
 from orchestrator.controller.plan import (
     Action,
@@ -29,7 +29,7 @@ from orchestrator.controller.plan import (
 from orchestrator.controller.retry import memory_bytes
 from orchestrator.controller.status import SweepStatus, refused, stamped, unrenderable, waiting
 from orchestrator.controller.world import World, record_as, record_of
-from orchestrator.errors import JobRefusedError, NotFoundError, RenderError, SweepError
+from orchestrator.errors import ClusterError, JobRefusedError, NotFoundError, RenderError, SweepError
 from orchestrator.profile import Profile
 from orchestrator.render import render_job
 from orchestrator.sweep.expand import Run, expand
@@ -42,8 +42,7 @@ MAX_BACKOFF_S = 30.0
 REFUSED_AGAIN_S = 30.0
 """A Job that was not taken (quota) is tried again this much later, or as soon as another ends."""
 GOING_AGAIN_S = 2.0
-CONFLICT_HOLDS_S = 60.0
-"""Whoever holds a name may give it up: it is tried again this much later."""
+CONFLICT_HOLDS_S = 60.0  # then it is tried again: whoever holds a name may give it up
 CREATES_A_TURN = 50
 """Jobs made in one turn: what ended meanwhile is recorded before more are made."""
 CREATES_AT_ONCE = 8
@@ -292,10 +291,10 @@ class Controller:
         self.cluster.put_status(name, value)
         self._told_at[name] = now
         for event in news(before, status):
-            self.cluster.put_event(name, event)
+            try:
+                self.cluster.put_event(name, event)
+            except (
+                ClusterError
+            ) as error:  # the status says the same; one event that is not taken costs no other
+                LOG.warning("controller: an event was not told: %s", error)
         return None
-
-
-def stored_control(stored: Mapping[str, Any]) -> Control:
-    """The commands in a stored Sweep object."""
-    return Control.model_validate(stored.get("spec", {}).get("control") or {})

@@ -49,6 +49,11 @@ class Control(BaseModel):
     prune: bool = False
 
 
+def stored_control(stored: Mapping[str, Any]) -> Control:
+    """The commands in a stored Sweep object."""
+    return Control.model_validate(stored.get("spec", {}).get("control") or {})
+
+
 class Unit(NamedTuple):
     """What attempts belong to; of a training the id is the run's, else a hash of what is done."""
 

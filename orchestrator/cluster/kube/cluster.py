@@ -18,6 +18,7 @@ from orchestrator.cluster.base import Change, Cluster, Created, Event, ObservedJ
 from orchestrator.cluster.kube import decode
 from orchestrator.cluster.kube.client import Api
 from orchestrator.cluster.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound
+from orchestrator.cluster.kube.ownership import joined
 from orchestrator.cluster.kube.paths import CONFIG_MAPS, EVENTS, JOBS, PODS, SWEEPS, Resource
 from orchestrator.cluster.objects import canonical
 from orchestrator.errors import ClusterError, JobRefusedError, NotFoundError
@@ -112,7 +113,7 @@ class KubeCluster(Cluster):
         uid = self._stored(sweep)["metadata"]["uid"]
         # Pods first: one that came in between is missed for now, but none is seen without its Job.
         pods = [decode.pod(raw) for raw in self._list(PODS, selector)]
-        return decode.joined((decode.job(raw) for raw in self._list(JOBS, selector)), pods, uid)
+        return joined((decode.job(raw) for raw in self._list(JOBS, selector)), pods, uid)
 
     def create_job(self, manifest: Mapping[str, Any]) -> Created:
         try:
@@ -144,7 +145,9 @@ class KubeCluster(Cluster):
             raise NotFoundError(
                 f"job {job}: its pod is gone, and with it the log; `orch why` tells what is recorded"
             )
-        options = {"follow": str(follow).lower()} | ({"tailLines": str(tail)} if tail is not None else {})
+        options = {"container": decode.CONTAINER, "follow": str(follow).lower()} | (
+            {"tailLines": str(tail)} if tail is not None else {}
+        )
         path = self._path(PODS, newest.name, "log")
         lines = self.api.stream(path, idle_s=None, **options)
         return (line.decode("utf-8", "replace") for line in lines)

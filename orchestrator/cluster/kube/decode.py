@@ -5,8 +5,8 @@ Pure. A Job is 33 kB as a dict and under 4 kB like this; no spec and no managedF
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -14,11 +14,12 @@ import msgspec
 
 from orchestrator.cluster.base import Condition, ObservedJob, ObservedPod
 from orchestrator.cluster.kube.recordtext import RecordText
-from orchestrator.sweep.naming import ANNOTATION_RUN, ANNOTATIONS, LABEL_RUN, LABEL_SWEEP
+from orchestrator.sweep.naming import ANNOTATIONS, LABEL_SWEEP
 
 GPU = "nvidia.com/gpu"
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 RECORD_KEY = "record.json"
+CONTAINER = "trainer"
 
 
 class _Owner(msgspec.Struct):
@@ -106,6 +107,7 @@ class _State(msgspec.Struct):
 
 
 class _ContainerStatus(msgspec.Struct):
+    name: str = ""
     ready: bool = False
     state: _State = msgspec.field(default_factory=_State)
 
@@ -201,7 +203,9 @@ def pod(raw: bytes) -> KeptPod:
     """A pod of a Job from its JSON. msgspec.DecodeError for what is none."""
     value = _POD.decode(raw)
     meta, status = value.metadata, value.status
-    container = status.container_statuses[0] if status.container_statuses else _ContainerStatus()
+    # A mesh may put a container of its own beside ours.
+    ours = [one for one in status.container_statuses if one.name in (CONTAINER, "")]
+    container = ours[0] if ours else _ContainerStatus()
     ended, running, waiting = container.state.terminated, container.state.running, container.state.waiting
     unscheduled = next(
         (one for one in status.conditions if one.type == "PodScheduled" and one.status == "False"), None
@@ -253,39 +257,6 @@ def sweep(raw: bytes) -> KeptSweep:
     meta = value["metadata"]
     name = str(meta["name"])
     return KeptSweep(name, meta.get("uid", ""), meta.get("resourceVersion", ""), name, "", value)
-
-
-def joined(jobs: Iterable[KeptJob], pods: Iterable[KeptPod], uid: str | None) -> list[ObservedJob]:
-    """The Jobs that the sweep with this uid owns, each with its pods, oldest first.
-
-    A living pod without its Job is shown as a Job that is being deleted: its run must not start again beside
-    it. That is so for a Job of the sweep's former uid too.
-    """
-    by_owner: dict[str, list[KeptPod]] = {}
-    for one in pods:
-        by_owner.setdefault(one.owner, []).append(one)
-    found = []
-    for kept in jobs:
-        mine = by_owner.pop(kept.uid, [])
-        if kept.owner == uid:
-            found.append(replace(kept.job, pods=tuple(one.pod for one in mine)))
-        elif any(one.living for one in mine):
-            by_owner[kept.uid] = mine
-    found += [_ghost(left) for left in by_owner.values() if any(one.living for one in left)]
-    return sorted(found, key=lambda one: (one.created_at, one.name))
-
-
-def _ghost(pods: list[KeptPod]) -> ObservedJob:
-    first = pods[0]
-    return ObservedJob(
-        name=first.job,
-        uid=first.owner,
-        labels=first.labels,
-        annotations={ANNOTATION_RUN: first.labels.get(LABEL_RUN, "")},
-        created_at=first.pod.created_at or 0.0,
-        deleting=True,
-        pods=tuple(one.pod for one in pods),
-    )
 
 
 def _common(meta: _Meta) -> tuple[str, str, str, str, str]:

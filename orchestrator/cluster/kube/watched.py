@@ -13,6 +13,7 @@ from orchestrator.cluster.kube import decode
 from orchestrator.cluster.kube.client import Api
 from orchestrator.cluster.kube.cluster import ALL_JOBS, ALL_RECORDS, ORPHANED, KubeCluster
 from orchestrator.cluster.kube.decode import Kept, KeptJob, KeptPod, KeptRecord, KeptSweep
+from orchestrator.cluster.kube.ownership import joined
 from orchestrator.cluster.kube.paths import CONFIG_MAPS, JOBS, PODS, SWEEPS, Resource
 from orchestrator.cluster.kube.reflector import Reflector
 from orchestrator.cluster.kube.store import Item
@@ -111,7 +112,7 @@ class WatchedCluster(KubeCluster):
     def jobs(self, sweep: str) -> list[ObservedJob]:
         uid = self._stored(sweep)["metadata"]["uid"]
         pods = self._pods.of(sweep)
-        return decode.joined(self._jobs.of(sweep), pods, uid)
+        return joined(self._jobs.of(sweep), pods, uid)
 
     def records(self, sweep: str) -> dict[str, Mapping[str, Any]]:
         uid = self._stored(sweep)["metadata"]["uid"]

@@ -347,3 +347,15 @@ def test_of_a_sweep_that_is_being_deleted_nothing_is_made_anew() -> None:
     assert controller.step("demo").status.finished
     assert cluster.made == {}
     assert cluster.events == []
+
+
+def test_an_event_that_is_not_taken_costs_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, controller = submitted(a_sweep(1))
+
+    def refuse(sweep: str, event: object) -> None:
+        raise ClusterError("events: cannot create, got 403")
+
+    monkeypatch.setattr(cluster, "put_event", refuse)
+    controller.step("demo")
+    assert stages(cluster) == ["fetch", "fetch"]
+    assert cluster.stored["demo"]["status"]["counts"]["total"] == 1

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.cluster.base import Condition
 from orchestrator.cluster.kube import decode
+from orchestrator.cluster.kube.ownership import joined
 from orchestrator.cluster.kube.recordtext import RecordText
 from orchestrator.controller.observed import Unit, unit_of
 from orchestrator.sweep import naming
@@ -127,6 +128,13 @@ def test_a_pod_that_ended_keeps_its_message_times_and_code() -> None:
     assert pod.conditions == {"DisruptionTarget": Condition("EvictionByEvictionAPI", "")}
 
 
+def test_a_container_that_a_mesh_put_beside_ours_says_nothing_of_the_run() -> None:
+    beside = {"name": "a-proxy", "state": {"terminated": {"exitCode": 0}}}
+    ours = {"name": "trainer", "state": {"terminated": {"exitCode": 64, "message": "boom"}}}
+    pod = decode.pod(raw(a_pod(phase="Failed", containerStatuses=[beside, ours]))).pod
+    assert (pod.exit_code, pod.message) == (64, "boom")
+
+
 def test_a_pod_that_runs_is_ready_once_its_probe_says_so() -> None:
     state = [{"ready": True, "state": {"running": {"startedAt": "2026-11-24T08:00:00Z"}}}]
     ready = {"type": "Ready", "status": "True"}
@@ -178,7 +186,7 @@ def test_a_pod_that_waits_says_for_what(status: dict[str, Any], reason: str | No
 def test_jobs_are_those_the_sweep_owns_each_with_its_pods() -> None:
     jobs = [decode.job(raw(a_job())), decode.job(raw(a_job("night--old", "j0", owner="s0")))]
     pods = [decode.pod(raw(a_pod("p1"))), decode.pod(raw(a_pod("p2", phase="Running")))]
-    [found] = decode.joined(jobs, pods, "s1")
+    [found] = joined(jobs, pods, "s1")
     assert found.name == "night--lr1"
     assert [pod.uid for pod in found.pods] == ["p1", "p2"]
 
@@ -189,7 +197,7 @@ def test_jobs_are_those_the_sweep_owns_each_with_its_pods() -> None:
 @pytest.mark.parametrize("gone", [True, False], ids=["its Job is gone", "its Job is a former Sweep's"])
 def test_a_living_pod_without_a_job_of_ours_keeps_its_run_busy(phase: str, shown: bool, gone: bool) -> None:
     jobs = [] if gone else [decode.job(raw(a_job(owner="s0")))]
-    found = decode.joined(jobs, [decode.pod(raw(a_pod(phase=phase)))], "s1")
+    found = joined(jobs, [decode.pod(raw(a_pod(phase=phase)))], "s1")
     assert [(one.name, one.deleting, unit_of(one)) for one in found] == (
         [("night--lr1", True, Unit("train", "lr1-0123abcd"))] if shown else []
     )
