@@ -143,7 +143,7 @@ class Controller:
         try:
             sweep, runs = self._expand(name, stored)
             observed = self._observe(name, stored)
-            planned = plan(sweep, runs, observed, self.clock(), self._max_memory)
+            planned = plan(sweep, runs, observed, self.clock(), self._max_memory, CREATES_A_TURN)
             status = planned.status
             again_s = self._act(name, planned.actions)
         except SweepError as error:
@@ -245,10 +245,10 @@ class Controller:
             LOG.info("controller: deletes %s: %s", one.name, one.reason)
             self.cluster.delete_job(one.name)
         made: list[Created] = []
-        for first in range(0, len(created[:CREATES_A_TURN]), CREATES_AT_ONCE):
+        for first in range(0, len(created), CREATES_AT_ONCE):
             # A few at a time: what is refused now would be refused fifty times.
-            made += self._each(self._create, created[first : min(first + CREATES_AT_ONCE, CREATES_A_TURN)])
-        if created[CREATES_A_TURN:]:
+            made += self._each(self._create, created[first : first + CREATES_AT_ONCE])
+        if len(created) == CREATES_A_TURN:
             return 0.0
         if Created.CONFLICT in made:
             return 0.0  # its runs fail at once, and say why

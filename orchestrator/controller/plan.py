@@ -78,16 +78,24 @@ class Plan:
 
 
 def plan(
-    sweep: Sweep, runs: Sequence[Run], observed: Observed, now: float, max_memory: int | None = None
+    sweep: Sweep,
+    runs: Sequence[Run],
+    observed: Observed,
+    now: float,
+    max_memory: int | None = None,
+    most_creates: int | None = None,
 ) -> Plan:
-    """What to do with a sweep at `now` (Unix seconds); `max_memory` in bytes is the profile's limit."""
+    """What to do with a sweep at `now` (Unix seconds), creating `most_creates` Jobs at most.
+
+    `max_memory` in bytes is the profile's limit.
+    """
     world, records = settled(World(sweep, tuple(runs), observed, now, max_memory))
     told = states(world, Evaluation(world))
     blocked = _blocked(world, told)
     evaluation = Evaluation(world, may_train=blocked is None)
     deletes = tuple(_deletions(world))
     wanted = _wanted(world, evaluation, told, blocked)
-    creates = _window(world, wanted)
+    creates = _window(world, wanted, most_creates)
     status = status_of(world, told, blocked, finished=_finished(world, deletes, creates))
     actions: tuple[Action, ...] = (*map(RecordAttempt, records), *_retirements(world), *deletes, *creates)
     return Plan(actions, status, told)
@@ -242,10 +250,10 @@ def _create(world: World, unit: Unit, request: JobRequest, runs: tuple[str, ...]
     return CreateJob(job_of(world.name, unit, request.attempt), request, runs)
 
 
-def _window(world: World, wanted: Iterator[CreateJob]) -> tuple[CreateJob, ...]:
+def _window(world: World, wanted: Iterator[CreateJob], most: int | None) -> tuple[CreateJob, ...]:
     """As many Jobs as `parallelism` leaves room for; unfinished ones hold their places."""
-    room = world.sweep.spec.scheduling.parallelism - len(world.live_jobs)
-    return tuple(itertools.islice(wanted, max(0, room)))
+    room = max(0, world.sweep.spec.scheduling.parallelism - len(world.live_jobs))
+    return tuple(itertools.islice(wanted, room if most is None else min(room, most)))
 
 
 def _finished(world: World, deletes: Sequence[DeleteJob], creates: Sequence[CreateJob]) -> bool:
