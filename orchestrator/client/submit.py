@@ -37,7 +37,12 @@ def submit(session: Session, file: Path, *, prune: bool = False) -> tuple[Sweep,
 
 def _stored_alike(session: Session, sweep: Sweep) -> bool:
     """Whether what is stored means the same, however it is spelled and whoever wrote it."""
-    stored = session.cluster.sweep(sweep.metadata.name)
+    name = sweep.metadata.name
+    stored = session.cluster.sweep(name)
+    if stored and stored["metadata"].get("deletionTimestamp"):
+        raise UserError(
+            f"sweep {name}: is being deleted, and all would go with it; submit it again once it is gone"
+        )
     try:
         return stored is not None and from_object(stored) == sweep
     except SweepError:

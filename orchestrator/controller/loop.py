@@ -45,7 +45,7 @@ GOING_AGAIN_S = 2.0
 CONFLICT_HOLDS_S = 60.0  # then it is tried again: whoever holds a name may give it up
 CREATES_A_TURN = 50
 """Jobs made in one turn: what ended meanwhile is recorded before more are made."""
-CREATES_AT_ONCE = 8
+CREATES_AT_ONCE = 8  # what is refused now would be refused fifty times
 OnStatus = Callable[[str, SweepStatus], None]
 T = TypeVar("T")
 R = TypeVar("R")
@@ -244,15 +244,15 @@ class Controller:
         for one in deleted:
             LOG.info("controller: deletes %s: %s", one.name, one.reason)
             self.cluster.delete_job(one.name)
+            for counts in self._created.values():  # it does not vanish, it was told to go
+                counts.pop(one.name, None)
         made: list[Created] = []
         for first in range(0, len(created), CREATES_AT_ONCE):
-            # A few at a time: what is refused now would be refused fifty times.
             made += self._each(self._create, created[first : first + CREATES_AT_ONCE])
-        if len(created) == CREATES_A_TURN:
-            return 0.0
-        if Created.CONFLICT in made:
-            return 0.0  # its runs fail at once, and say why
-        return GOING_AGAIN_S if Created.GOING in made else None
+        if Created.GOING in made:
+            return GOING_AGAIN_S
+        # There may be more to make; and of a conflict the runs fail at once, and say why.
+        return 0.0 if len(created) == CREATES_A_TURN or Created.CONFLICT in made else None
 
     def _each(self, act: Callable[[T], R], items: list[T]) -> list[R]:
         """`act` on every item, several at once where there are writers; the first error is raised."""

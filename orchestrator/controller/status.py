@@ -173,7 +173,7 @@ def status_of(
         finished=finished,
         best=_best(world),
         gpuHours=round(world.gpu_seconds / 3600, 3),
-        failures=list(_failures(world)),
+        failures=list(_failures(world, told)),
         control=control_digest(world),
     )
 
@@ -244,10 +244,20 @@ def _best(world: World) -> Best | None:
     return min(found, key=lambda best: (best.kl, best.run), default=None)
 
 
-def _failures(world: World) -> Iterator[Failure]:
+def _failures(world: World, told: Sequence[RunState]) -> Iterator[Failure]:
+    """Those whose Job could never be made, for they have no record, and then the latest of the recorded."""
+    unmade = [one for one in told if one.state == "failed" and one.record is None]
+    for one in unmade[:FAILURES_SHOWN]:
+        yield Failure(
+            run=one.run.id,
+            stage=one.stage,
+            attempt=one.attempts,
+            failure=one.failure or FailureClass.UNKNOWN,
+            evidence=one.evidence[:TEXT_LIMIT],
+        )
     failed = [record for record in world.observed.records.values() if record.state == "failed"]
     failed.sort(key=lambda record: (record.finished_at or 0.0, record.job), reverse=True)
-    for record in failed[:FAILURES_SHOWN]:
+    for record in failed[: max(0, FAILURES_SHOWN - len(unmade))]:
         yield Failure(
             run=record.run_id,
             stage=record.stage,

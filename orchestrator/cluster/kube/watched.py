@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -171,9 +172,11 @@ class WatchedCluster(KubeCluster):
 
 
 def _gone(pod: KeptPod) -> KeptPod:
-    """The last state of a pod that is no more: it cannot write any longer."""
+    """The last state of a pod that is no more: it cannot write any longer, nor use a GPU."""
     phase = "Failed" if pod.living else pod.pod.phase
-    return replace(pod, pod=replace(pod.pod, phase=phase, ready=False, deleting=True))
+    missed = pod.pod.started_at is not None and pod.pod.finished_at is None
+    ended = time.time() if missed else pod.pod.finished_at
+    return replace(pod, pod=replace(pod.pod, phase=phase, ready=False, deleting=True, finished_at=ended))
 
 
 def _item(decoder: Callable[[bytes], Kept]) -> Callable[[bytes], Item[Any]]:

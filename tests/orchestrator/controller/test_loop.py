@@ -16,7 +16,7 @@ from orchestrator.controller.loop import (
     REFUSED_AGAIN_S,
     Controller,
 )
-from orchestrator.controller.outcome import AttemptRecord
+from orchestrator.controller.outcome import AttemptRecord, FailureClass
 from orchestrator.controller.status import Condition, SweepStatus, unrenderable
 from orchestrator.errors import ClusterError, JobRefusedError, NotFoundError
 from orchestrator.profile import Profile
@@ -359,3 +359,31 @@ def test_an_event_that_is_not_taken_costs_nothing_else(monkeypatch: pytest.Monke
     controller.step("demo")
     assert stages(cluster) == ["fetch", "fetch"]
     assert cluster.stored["demo"]["status"]["counts"]["total"] == 1
+
+
+def test_many_names_held_by_a_deleted_sweeps_jobs_are_waited_for_without_asking_on_and_on() -> None:
+    cluster, controller = submitted(a_sweep(CREATES_A_TURN + 10, scheduling={"parallelism": 1000}))
+    controller.step("demo")
+    finish_all(cluster)
+    cluster.add = lambda *_: Created.GOING  # type: ignore[method-assign]
+    assert controller.step("demo").again_s == GOING_AGAIN_S
+
+
+def test_a_name_that_another_holds_is_told_as_a_failure() -> None:
+    cluster, controller = submitted(a_sweep(1))
+    cluster.add = lambda *_: Created.CONFLICT  # type: ignore[method-assign]
+    controller.step("demo")
+    [failure] = controller.step("demo").status.failures
+    assert (failure.failure, "is not this sweep's" in failure.evidence) == (FailureClass.CONFIG, True)
+    assert "Config" in [event.reason for _, event in cluster.events]
+
+
+def test_a_job_that_was_cancelled_again_and_again_has_not_vanished() -> None:
+    cluster, controller = submitted(a_sweep(1))
+    for _ in range(8):
+        cluster.put_control("demo", lambda now: now | {"cancel": []})
+        assert controller.step("demo").status.counts["failed"] == 0
+        assert cluster.made, "its Job is made each time"
+        cluster.put_control("demo", lambda now: now | {"cancel": ["*"]})
+        controller.step("demo")
+        assert cluster.made == {}

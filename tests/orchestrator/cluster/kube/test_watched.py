@@ -78,6 +78,11 @@ def test_a_pod_that_vanished_while_it_ran_is_no_longer_alive() -> None:
     world.tell(PODS, a_pod(phase="Running"))
     world.tell(PODS, a_pod(phase="Running"), deleted=True)
     assert world.pods == [("p1", "Failed", None)]
+    running = [{"name": "trainer", "state": {"running": {"startedAt": "2026-11-24T08:00:00Z"}}}]
+    world.tell(PODS, a_pod("p2", phase="Running", containerStatuses=running))
+    world.tell(PODS, a_pod("p2", phase="Running", containerStatuses=running), deleted=True)
+    [job] = world.cluster.jobs("night")
+    assert job.pods[1].finished_at is not None, "it is charged no further"
 
 
 def test_a_job_deleted_before_its_pod_stays_until_the_pod_is_gone() -> None:
