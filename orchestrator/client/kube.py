@@ -38,11 +38,14 @@ class KubeSession(Session):
         self.api = Api.connect(context=context, namespace=given)
         if given is None and self.api.namespace == "default":
             self.api.namespace = DEFAULT_NAMESPACE
-        of = f" of context {self.api.context}" if self.api.context else ""
-        self.where = f"in namespace {self.api.namespace}{of}"
         options = ["--context", context] if context else []
         options += ["--namespace", namespace] if namespace else []
         self._options = " ".join(options)
+
+    @property
+    def where(self) -> str:
+        of = f" of context {self.api.context}" if self.api.context else ""
+        return f"in namespace {self.api.namespace}{of}"
 
     @cached_property
     def profile(self) -> Profile:

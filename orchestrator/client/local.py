@@ -38,7 +38,7 @@ class LocalSession(Session):
         self._say_local = say_local
 
     @property
-    def where(self) -> str:  # type: ignore[override]
+    def where(self) -> str:
         return f"here, in {self.dump}"
 
     @cached_property

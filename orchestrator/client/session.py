@@ -9,9 +9,9 @@ import contextlib
 import difflib
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from orchestrator.cluster.base import Cluster
@@ -62,39 +62,52 @@ class Found:
     run: Run
 
 
-class Session:
+class Session(ABC):
     """The place a command works in.
 
-    `where` names it in a sentence, `user` is who is working. `poll_s` is how often someone who watches looks
-    again; `unled` says what to do when no controller works. In a `remote` place others keep one going.
+    `poll_s` is how often someone who watches looks again; `unled` says what to do when no controller works.
+    In a `remote` place others keep one going.
     """
 
-    where: str
     poll_s: float
     remote: bool
     unled: str
 
-    @cached_property
+    @property
+    @abstractmethod
+    def where(self) -> str:
+        """The place, in a sentence: `here, in dump`."""
+
+    @property
+    @abstractmethod
     def profile(self) -> Profile:
         """The lab's defaults there."""
-        raise NotImplementedError
 
-    @cached_property
+    @property
+    @abstractmethod
     def cluster(self) -> Cluster:
         """Where Jobs run; nothing is written before something is changed."""
-        raise NotImplementedError
 
-    @cached_property
+    @property
+    @abstractmethod
     def user(self) -> str:
-        raise NotImplementedError
+        """Who is working."""
 
+    @abstractmethod
     def command_line(self, *words: str) -> str:
         """How `orch` is called to work here: `orch status lmbda0 -w --namespace ml`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def led(self) -> bool:
         """Whether a controller works now."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def leave(self, name: str) -> str:
+        """See that a controller goes on with a sweep; how to follow it."""
+
+    @abstractmethod
+    def slots(self, name: str) -> int:
+        """How many Jobs of a sweep run at once, at most."""
 
     @contextlib.contextmanager
     def lead(self) -> Iterator[MakeController | None]:
@@ -104,14 +117,6 @@ class Session:
     def start_controller(self) -> bool:
         """Start a controller that outlives this command; False when one leads, or others start it."""
         return False
-
-    def leave(self, name: str) -> str:
-        """See that a controller goes on with a sweep; how to follow it."""
-        raise NotImplementedError
-
-    def slots(self, name: str) -> int:
-        """How many Jobs of a sweep run at once, at most."""
-        raise NotImplementedError
 
     def absent(self, name: str) -> str:
         """What to say of a sweep that is not there, after a semicolon."""

@@ -207,6 +207,7 @@ def pod(raw: bytes) -> KeptPod:
     ours = [one for one in status.container_statuses if one.name in (CONTAINER, "")]
     container = ours[0] if ours else _ContainerStatus()
     ended, running, waiting = container.state.terminated, container.state.running, container.state.waiting
+    began = ended.started_at if ended else running.started_at if running else None
     unscheduled = next(
         (one for one in status.conditions if one.type == "PodScheduled" and one.status == "False"), None
     )
@@ -230,7 +231,7 @@ def pod(raw: bytes) -> KeptPod:
         exit_reason=ended.reason if ended else None,
         message=ended.message if ended else "",
         created_at=_seconds(meta.creation_timestamp),
-        started_at=_seconds((ended or running).started_at) if ended or running else None,  # type: ignore[union-attr]
+        started_at=_seconds(began),
         finished_at=_seconds(ended.finished_at) if ended else None,
     )
     return KeptPod(*_common(meta), meta.labels.get(JOB_NAME_LABEL, ""), meta.labels, observed)
