@@ -40,7 +40,7 @@ cluster-down: ## End and remove all that cluster-up started; built programs stay
 	python3 -m tests.cluster.rig down
 
 test-cluster: .venv/dev.stamp ## The tests on a real cluster: the one that is up, else one of their own
-	.venv/bin/python -m pytest -q -m cluster tests/cluster
+	.venv/bin/python -m pytest -q -m cluster tests/cluster tests/images
 
 clean: ## Remove what was installed here (dump/ stays)
 	rm -rf .venv .uv

@@ -47,6 +47,7 @@ class Cluster:
         """A new namespace with a name no other has; deleted afterwards, with the volumes made for it."""
         name = f"{prefix}-{os.getpid()}-{next(self._numbers)}"
         self.kubectl("create", "namespace", name)
+        self.kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=60s")
         try:
             yield name
         finally:

@@ -67,6 +67,8 @@ def up(rig: Rig, options: Options) -> None:
     kubectl(rig, "apply", "-f", "-", input=json.dumps(NO_DNS))
     for one in rig.nodes:
         make_ready(rig, one)
+    # No pod is taken before the controller manager has made its account.
+    kubectl(rig, "wait", "--for=create", "serviceaccount/default", "--timeout=60s")
     tools.say(f"Ready after {time.monotonic() - began:.0f} s; export KUBECONFIG={rig.kubeconfig}")
 
 
