@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +14,7 @@ from tests.cluster.cluster import Cluster, inside_network
 from tests.cluster.rig import lifecycle, tools
 from tests.cluster.rig.settings import Options, Rig
 from tests.hub import Hub
+from tests.images import built
 
 ROOT = Path(__file__).parents[2]
 DEFINITION = ROOT / "manifests" / "base" / "crd.yaml"
@@ -75,11 +75,8 @@ def sweeps_defined(cluster: Cluster) -> None:
 
 @pytest.fixture(scope="session")
 def images(cluster: Cluster) -> dict[str, str]:
-    """Our own images on the nodes, by digest: `controller` on all, `trainer` (6.7 GB) on the first alone.
-
-    They are those of ORCH_IMAGES, a folder that `make images IMAGE_DIR=…` wrote; without it they are built.
-    """
-    folder = Path(os.environ.get("ORCH_IMAGES") or build_images())
+    """Our own images on the nodes, by digest: `controller` on all, `trainer` (6.7 GB) on the first alone."""
+    folder = built.folder()
     [controller] = cluster.load(folder / "controller")
     [trainer] = cluster.load(folder / "trainer", cluster.nodes[0])
     return {"controller": controller, "trainer": trainer}
@@ -95,19 +92,3 @@ def hub(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, make_tiny_fo
     (model / "rows.jsonl").rename(rows / "train.jsonl")
     with Hub(root, host=cluster.address) as served:
         yield served
-
-
-def build_images() -> Path:
-    """Build them as a lab without a registry does; what was built before is taken from the cache."""
-    home = Path(os.environ.get("ORCH_IMAGES_HOME", "/var/tmp/orch-images"))
-    env = {
-        **os.environ,
-        "BUILDAH_ROOT": str(home / "buildah"),
-        "BASE_IMAGE": "localhost/python:bookworm",
-        "EXTRAS": "quickstart",
-        "IMAGE_DIR": str(home),
-    }
-    if not (home / "buildah" / "storage").is_dir():
-        subprocess.run(["images/base.sh", env["BASE_IMAGE"]], cwd=ROOT, env=env, check=True)
-    subprocess.run(["images/build.sh"], cwd=ROOT, env=env, check=True)
-    return home

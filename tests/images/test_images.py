@@ -1,4 +1,4 @@
-"""The built images: `make images IMAGE_DIR=DIR` first, with the same DIR in the environment."""
+"""The built images: those of IMAGE_DIR where `make images IMAGE_DIR=DIR` wrote them, else built here."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.conftest import require_rig
+from tests.images import built
 from tests.images.layout import Image, read_image, unpack
 
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = Path(os.environ.get("IMAGE_DIR") or "/var/tmp/orch-images")
 MB = 1_000_000
 SITE = re.compile(r"opt/venv/lib/python3\.\d+/site-packages/(?P<path>.+)")
 OURS = ("orchestrator/", "trainer/", "orch-")
@@ -37,13 +38,8 @@ def trainer() -> Image:
 
 
 def saved(name: str) -> Image:
-    folder = FOLDER / name
-    if not folder.exists():
-        message = f"no image in {folder}; run make images IMAGE_DIR={FOLDER}"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return read_image(folder)
+    require_rig()  # what builds a cluster builds images
+    return read_image(built.folder() / name)
 
 
 def packages(image: Image) -> set[str]:

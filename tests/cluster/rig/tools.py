@@ -28,6 +28,8 @@ PACKAGES = {
     "/usr/lib/cni/bridge": "containernetworking-plugins",
 }
 """A program that shows a Debian package to be there, and the package."""
+IMAGE_PACKAGES = {"buildah": "buildah", "debootstrap": "debootstrap", "skopeo": "skopeo"}
+"""The same, for building our images without docker."""
 
 _MAJOR, _MINOR = re.findall(r"\d+", KUBERNETES)[:2]
 _STAMPS = {"gitVersion": KUBERNETES, "gitMajor": _MAJOR, "gitMinor": _MINOR}
@@ -57,7 +59,7 @@ def why_not() -> str | None:
         return "a cluster needs Linux and root"
     if shutil.which("go") is None and not _all_built():
         return "a cluster needs Go 1.26 on PATH to build Kubernetes"
-    missing = _missing_packages()
+    missing = _missing(PACKAGES)
     if missing and shutil.which("apt-get") is None:
         return f"a cluster needs {', '.join(missing)}, and there is no apt-get to install them"
     return None
@@ -77,9 +79,9 @@ def binaries() -> Path:
     return cache() / "bin" / f"{KUBERNETES}-{digest.hexdigest()[:12]}"
 
 
-def install_packages() -> None:
+def install_packages(packages: dict[str, str] = PACKAGES) -> None:
     """Install the Debian packages that are not there."""
-    missing = _missing_packages()
+    missing = _missing(packages)
     if not missing:
         return
     say(f"installing {' '.join(missing)}")
@@ -115,8 +117,8 @@ def say(text: str) -> None:
     print(f"cluster: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _missing_packages() -> list[str]:
-    return sorted({package for program, package in PACKAGES.items() if shutil.which(program) is None})
+def _missing(packages: dict[str, str]) -> list[str]:
+    return sorted({package for program, package in packages.items() if shutil.which(program) is None})
 
 
 def _all_built() -> bool:
