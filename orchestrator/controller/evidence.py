@@ -180,7 +180,10 @@ def _trainer_record(seen: Seen) -> Verdict | None:
     record = seen.record
     if record is None or record.status == "done":
         return None
-    said = f"record: exit {record.exit_code}, {_EXIT_MEANS.get(record.exit_code, 'failed')}"
+    means = _EXIT_MEANS.get(record.exit_code, "failed")
+    if record.stage == "fetch" and record.exit_code == ExitCode.AGAIN:
+        means = "not all is here yet, to be run again"  # a fetch has no checkpoint: the hub may be at fault
+    said = f"record: exit {record.exit_code}, {means}"
     return _by_text(record) or _EXIT_CLASS.get(record.exit_code, FailureClass.UNKNOWN), sentence(
         said, record.error or ""
     )
