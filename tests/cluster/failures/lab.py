@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,8 @@ serviceAccount = "default"
 shmSize = "16Mi"
 tmpSize = "16Mi"
 maxMemory = "64Mi"
+gpuTypeLabel = "kubernetes.io/hostname"
+gpuTypes = {{first = ["orch-node-1"], second = ["orch-node-2"]}}
 """
 
 
@@ -105,7 +108,8 @@ class FailureLab(Lab):
         assert [one["attempt"] for one in found] == list(range(1, scene.attempts + 1))
         assert [one["state"] for one in found[:-1]] == ["failed"] * (len(found) - 1)
         assert found[-1]["state"] == ("done" if scene.done else "failed")
-        assert self.journal(sweep, run, "clash") == [], "two pods of a run at once"
+        spans = self.witness.spans(self.run(sweep, run).id)
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans)), "two pods of a run at once"
         assert len(self.journal(sweep, run, "trained")) == scene.done, "a run that is done was trained once"
         return found
 

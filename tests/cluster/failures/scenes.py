@@ -116,9 +116,9 @@ ENDS = {
 
 GPU_FAULTS = {
     "xid": Scene(
-        "exit 70 with the driver's Xid in its error, three times: two of them on one node",
-        {str(attempt): _exits(70, "CUDA error: Xid 79, GPU has fallen off the bus") for attempt in (1, 2, 3)},
-        attempts=4,
+        "exit 70 with the driver's Xid in its error, twice on one node",
+        {str(attempt): _exits(70, "CUDA error: Xid 79, GPU has fallen off the bus") for attempt in (1, 2)},
+        attempts=3,
     )
 }
 MEMORY = {
@@ -159,7 +159,7 @@ NAMES = {name: Scene("names of the greatest length", attempts=1) for name in RUN
 
 PLAYS = {
     "ends": Play(ENDS),
-    "xid": Play(GPU_FAULTS, {"retry": {"gpuFault": 3}}),
+    "xid": Play(GPU_FAULTS, {"resources": {"gpus": 1, "gpuType": ["first", "second"]}}),
     "memory": Play(MEMORY, {"retry": {"oomHost": 3}}),
     "disk": Play(DISK),
     "queued": Play(QUEUED, {"scheduling": {"queue": "gpu"}, "resources": {"maxDuration": "15s"}}),

@@ -19,6 +19,7 @@ def test_an_evicted_pod_is_preempted(lab: FailureLab) -> None:
 
 
 def test_a_pod_gives_way_to_a_higher_priority(lab: FailureLab) -> None:
+    lab.ended("xid", "xid")  # what else has GPUs
     pod = lab.get("pod", lab.trains("outranked", "outranked"))
     everything = {"limits": {GPU_RESOURCE: GPUS_PER_NODE}}
     container = {"name": "rival", "image": TOOLS_IMAGE, "resources": everything}

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from orchestrator.cluster.kube.decode import JOB_NAME_LABEL
+from orchestrator.sweep.naming import LABEL_RUN
 from tests.cluster.rig import tools
 from tests.cluster.rig.network import inside_control
 from tests.cluster.rig.settings import Rig
@@ -77,6 +78,16 @@ class Witness:
         """The pods of the Jobs of this name."""
         pods = self.all("pods")
         return [pod for pod in pods if pod["metadata"].get("labels", {}).get(JOB_NAME_LABEL) == job]
+
+    def spans(self, run_id: str) -> list[tuple[str, str]]:
+        """From when to when the containers of a run lived, earliest first; a time that is not known is ""."""
+        found = []
+        for pod in self.all("pods"):
+            if pod["metadata"].get("labels", {}).get(LABEL_RUN) == run_id:
+                for one in pod["status"].get("containerStatuses", []):
+                    state = one["state"].get("terminated") or one["state"].get("running") or {}
+                    found.append((state.get("startedAt") or "", state.get("finishedAt") or ""))
+        return sorted(span for span in found if span[0])
 
     def records(self, sweep: str) -> list[dict[str, Any]]:
         """The records of a sweep's attempts."""
