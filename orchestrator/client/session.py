@@ -16,6 +16,7 @@ from typing import Any
 
 from orchestrator.cluster.base import Cluster
 from orchestrator.controller.loop import Controller
+from orchestrator.controller.memory import Memory
 from orchestrator.controller.observed import Control, Observed, read_records, stored_control
 from orchestrator.controller.outcome import AttemptRecord
 from orchestrator.controller.plan import plan
@@ -158,10 +159,19 @@ class Session(ABC):
 
     def observe(self, stored: Stored) -> Observed:
         """The sweep's surroundings now: Jobs first, so that none is missed between Jobs and records."""
-        jobs = tuple(self.cluster.jobs(stored.name))
-        records = read_records(self.cluster.records(stored.name))
+        jobs, now = tuple(self.cluster.jobs(stored.name)), time.time()
+        written = self.cluster.records(stored.name)
+        records = read_records(written)
         uid = stored.object["metadata"].get("uid")
-        return Observed(jobs=jobs, records=records, control=stored.control, uid=uid)
+        pending = (job for job in jobs if job.name not in written)
+        return Observed(
+            jobs=jobs,
+            records=records,
+            control=stored.control,
+            uid=uid,
+            unreadable=frozenset(written) - frozenset(records),
+            warnings=Memory(str(uid)).warnings(pending, now, self.cluster.warnings),
+        )
 
     def states(self, stored: Stored) -> tuple[RunState, ...]:
         """Where each run of a sweep is now."""

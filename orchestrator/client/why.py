@@ -43,7 +43,12 @@ def why(session: Session, text: str) -> Account:
 def held(status: Mapping[str, Any]) -> str:
     """What keeps a sweep from going on, as its controller said it; empty when nothing does."""
     by_type = {one["type"]: one for one in status.get("conditions") or []}
-    for kind, word in (("Suspended", "suspended"), ("Halted", "halted"), ("JobsRefused", "waits")):
+    for kind, word in (
+        ("Suspended", "suspended"),
+        ("Halted", "halted"),
+        ("JobsRefused", "waits"),
+        ("Waiting", "waits"),
+    ):
         if kind in by_type:
             return f"{word}: {by_type[kind].get('message', '')}"
     accepted = by_type.get("Accepted", {})

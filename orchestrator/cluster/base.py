@@ -18,13 +18,16 @@ class Condition:
 
 @dataclass(frozen=True)
 class ObservedPod:
-    """The last seen state of a pod (locally: of the process that stands for it). Times in Unix seconds."""
+    """The last seen state of a pod (locally: of the process that stands for it). Times in Unix seconds.
+
+    `gone_by`: it was told to go, and its grace ends then.
+    """
 
     uid: str
     phase: str  # Pending, Running, Succeeded, Failed
     ready: bool = False
     node: str | None = None
-    deleting: bool = False
+    gone_by: float | None = None
     conditions: Mapping[str, Condition] = field(default_factory=dict)
     pod_reason: str | None = None  # Evicted, DeadlineExceeded, …
     waiting_reason: str | None = None  # ImagePullBackOff, CreateContainerConfigError, …
@@ -35,6 +38,11 @@ class ObservedPod:
     created_at: float | None = None
     started_at: float | None = None
     finished_at: float | None = None
+
+    @property
+    def living(self) -> bool:
+        """Whether it may still write into the run's folder."""
+        return self.phase in ("Pending", "Running")
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,12 @@ class Cluster(Protocol):
 
     def create_job(self, manifest: Mapping[str, Any]) -> Created:
         """Create the Job; harmless when it exists already. JobRefusedError when it is not taken."""
+
+    def taken(self, name: str) -> bool:
+        """Whether a Job of that name exists, whoever's it is."""
+
+    def warnings(self, job: ObservedJob) -> tuple[Event, ...]:
+        """What was lately said against the Job and its living pods, newest last."""
 
     def delete_job(self, name: str) -> None:
         """Delete the Job and end its pods (SIGTERM, grace, SIGKILL); absent is fine."""

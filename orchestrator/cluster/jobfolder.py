@@ -160,7 +160,6 @@ class JobFolder:
                 phase="Running",
                 ready=(self.root / "ready").exists(),
                 started_at=started["started_at"],
-                deleting=self.deleting,
             )
         elif never:
             why = Condition("Unschedulable", UNSCHEDULABLE)

@@ -154,6 +154,14 @@ class LocalCluster(Cluster):
             self._tend()
             return Created.CREATED
 
+    def taken(self, name: str) -> bool:
+        with door(self.root):
+            return self._folder(name).root.exists()
+
+    def warnings(self, job: ObservedJob) -> tuple[Event, ...]:
+        """None: whatever keeps a process from starting here ends it."""
+        return ()
+
     def delete_job(self, name: str) -> None:
         """Ask the Job to end and return: SIGTERM now, SIGKILL after its grace; then it goes from `jobs`.
 

@@ -19,7 +19,7 @@ EVIDENCE_LIMIT = 600
 
 
 class FailureClass(StrEnum):
-    """Why an attempt failed. Each class has its own budget and remedy (`spec.retry`)."""
+    """Why an attempt failed. Each class but the last has a budget of its own (`spec.retry`)."""
 
     PREEMPTED = "preempted"
     NODE_LOST = "nodeLost"
@@ -38,6 +38,7 @@ class FailureClass(StrEnum):
     UNVERIFIED = "unverified"
     LOST = "lost"
     UNKNOWN = "unknown"
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _disrupted(seen: Seen) -> Verdict | None:
         if target and target.reason in _PREEMPTED | _NODE_LOST:
             lost = target.reason in _NODE_LOST
             failure = FailureClass.NODE_LOST if lost else FailureClass.PREEMPTED
-            return failure, _sentence(f"the pod was disrupted: {target.reason}", target.message)
+            return failure, sentence(f"the pod was disrupted: {target.reason}", target.message)
     return None
 
 
@@ -179,8 +180,11 @@ def _trainer_record(seen: Seen) -> Verdict | None:
     record = seen.record
     if record is None or record.status == "done":
         return None
-    said = f"record: exit {record.exit_code}, {_EXIT_MEANS.get(record.exit_code, 'failed')}"
-    return _by_text(record) or _EXIT_CLASS.get(record.exit_code, FailureClass.UNKNOWN), _sentence(
+    means = _EXIT_MEANS.get(record.exit_code, "failed")
+    if record.stage == "fetch" and record.exit_code == ExitCode.AGAIN:
+        means = "not all is here yet, to be run again"  # a fetch has no checkpoint: the hub may be at fault
+    said = f"record: exit {record.exit_code}, {means}"
+    return _by_text(record) or _EXIT_CLASS.get(record.exit_code, FailureClass.UNKNOWN), sentence(
         said, record.error or ""
     )
 
@@ -203,15 +207,13 @@ def _exit_code(seen: Seen) -> Verdict | None:
     if code == 0:
         return FailureClass.UNVERIFIED, f"exit 0 without a done record{note}"
     if seen.pod and seen.pod.exit_reason == "StartError":
-        return FailureClass.CONFIG, _sentence(f"the container did not start (StartError, exit {code})", tail)
+        return FailureClass.CONFIG, sentence(f"the container did not start (StartError, exit {code})", tail)
     return _of_code(code, f"exit {code}, without a record{note}", tail)
 
 
 def _of_code(code: int, said: str, tail: str = "") -> Verdict:
     means = _EXIT_MEANS.get(code) or (f"killed by signal {code - 128}" if 128 < code < 160 else "")
-    return _EXIT_CLASS.get(code, FailureClass.UNKNOWN), _sentence(
-        f"{said} ({means})" if means else said, tail
-    )
+    return _EXIT_CLASS.get(code, FailureClass.UNKNOWN), sentence(f"{said} ({means})" if means else said, tail)
 
 
 def _job_condition(seen: Seen) -> Verdict | None:
@@ -221,7 +223,7 @@ def _job_condition(seen: Seen) -> Verdict | None:
     if failed.reason == "DeadlineExceeded":
         return FailureClass.DEADLINE, "the Job ran longer than its deadline (DeadlineExceeded)"
     if "condition DisruptionTarget" in failed.message:
-        return FailureClass.PREEMPTED, _sentence("the Job's condition", failed.message)
+        return FailureClass.PREEMPTED, sentence("the Job's condition", failed.message)
     if match := _RULE_EXIT.search(failed.message):
         return _of_code(int(match[1]), "the Job's condition", failed.message)
     return None
@@ -230,10 +232,10 @@ def _job_condition(seen: Seen) -> Verdict | None:
 def _nothing_left(seen: Seen) -> Verdict:
     failed = seen.job.conditions.get("Failed")
     tail = failed.message or failed.reason if failed else ""
-    return FailureClass.LOST, _sentence("ended without exit code, record or reason", tail)
+    return FailureClass.LOST, sentence("ended without exit code, record or reason", tail)
 
 
-def _sentence(said: str, detail: str) -> str:
+def sentence(said: str, detail: str) -> str:
     """What was seen, with the last lines of its own words: the end of an error says what it is."""
     detail = " ".join(detail.split())
     return f"{said}: {detail[-(EVIDENCE_LIMIT - len(said) - 2) :]}" if detail else said

@@ -8,14 +8,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from orchestrator.cluster.base import Cluster, Created, ObservedJob
-from orchestrator.controller.news import news
+from orchestrator.controller.memory import Memory
 from orchestrator.controller.observed import Observed, RecordReader, stored_control
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
 from orchestrator.controller.plan import (
@@ -27,9 +26,11 @@ from orchestrator.controller.plan import (
     plan,
 )
 from orchestrator.controller.retry import memory_bytes
+from orchestrator.controller.settling import record_as, record_of
 from orchestrator.controller.status import SweepStatus, refused, stamped, unrenderable, waiting
-from orchestrator.controller.world import World, record_as, record_of
-from orchestrator.errors import ClusterError, JobRefusedError, NotFoundError, RenderError, SweepError
+from orchestrator.controller.teller import Teller
+from orchestrator.controller.world import World
+from orchestrator.errors import JobRefusedError, NotFoundError, RenderError, SweepError
 from orchestrator.profile import Profile
 from orchestrator.render import render_job
 from orchestrator.sweep.expand import Run, expand
@@ -42,7 +43,6 @@ MAX_BACKOFF_S = 30.0
 REFUSED_AGAIN_S = 30.0
 """A Job that was not taken (quota) is tried again this much later, or as soon as another ends."""
 GOING_AGAIN_S = 2.0
-CONFLICT_HOLDS_S = 60.0  # then it is tried again: whoever holds a name may give it up
 CREATES_A_TURN = 50
 """Jobs made in one turn: what ended meanwhile is recorded before more are made."""
 CREATES_AT_ONCE = 8  # what is refused now would be refused fifty times
@@ -86,12 +86,9 @@ class Controller:
         self.stop = stop or threading.Event()
         self.poll_s = poll_s
         self.check_schema = check_schema
-        self.tell_every_s = tell_every_s
-        self.hours_every_s = hours_every_s
         self._pool = ThreadPoolExecutor(writers, thread_name_prefix="writer") if writers > 1 else None
-        self._created: dict[str, Counter[str]] = {}
-        self._conflicts: dict[str, float] = {}
-        self._told_at: dict[str, float] = {}
+        self._memories: dict[str, Memory] = {}
+        self.teller = Teller(cluster, tell_every_s, hours_every_s)
         self._read = RecordReader()
         self._expanded: dict[str, tuple[Any, Sweep, tuple[Run, ...]]] = {}
 
@@ -145,7 +142,7 @@ class Controller:
             observed = self._observe(name, stored)
             planned = plan(sweep, runs, observed, self.clock(), self._max_memory, CREATES_A_TURN)
             status = planned.status
-            again_s = self._act(name, planned.actions)
+            again_s = _soonest(planned.due_s, self._act(name, planned.actions))
         except SweepError as error:
             status = refused(error.faults)
         except RenderError as error:
@@ -153,8 +150,8 @@ class Controller:
         except JobRefusedError as error:
             status, again_s = waiting(status, error), REFUSED_AGAIN_S
         told = stamped(status, stored.get("status"), stored["metadata"].get("generation"), self.clock())
-        later_s = self._tell(name, stored.get("status"), told)
-        return Turn(told, min((one for one in (again_s, later_s) if one is not None), default=None))
+        later_s = self.teller.tell(name, stored.get("status"), told, self.clock())
+        return Turn(told, _soonest(again_s, later_s))
 
     def drain(self, name: str) -> None:
         """End the sweep's Jobs (SIGTERM: they checkpoint) and record them, so that the next turn goes on.
@@ -182,9 +179,10 @@ class Controller:
 
     def forget(self, name: str) -> None:
         """Drop what is kept of a sweep that is gone."""
-        for kept in (self._expanded, self._told_at):
-            kept.pop(name, None)
+        self._expanded.pop(name, None)
+        self._memories.pop(name, None)
         self._read.forget(name)
+        self.teller.forget(name)
 
     def names(self) -> list[str]:
         """The stored sweeps."""
@@ -221,16 +219,30 @@ class Controller:
     def _observe(self, name: str, stored: Mapping[str, Any]) -> Observed:
         # Jobs before records: a Job recorded and gone in between is then seen twice rather than never.
         jobs = tuple(self.cluster.jobs(name))
-        now = self.clock()
-        self._conflicts = {job: until for job, until in self._conflicts.items() if until > now}
+        written = self.cluster.records(name)
+        records = self._read(name, written)
+        now, uid = self.clock(), stored["metadata"].get("uid")
+        memory = self._memory(name, uid)
+        warnings = memory.warnings(
+            (job for job in jobs if job.name not in written), now, self.cluster.warnings
+        )
         return Observed(
             jobs=jobs,
-            records=self._read(name, self.cluster.records(name)),
+            records=records,
             control=stored_control(stored),
-            uid=stored["metadata"].get("uid"),
-            created=self._created.get(stored["metadata"].get("uid") or "", {}),
-            conflicts=frozenset(self._conflicts),
+            uid=uid,
+            created=memory.created,
+            conflicts=memory.conflicts(now, self.cluster.taken),
+            unreadable=frozenset(written) - frozenset(records),
+            since=memory.since(jobs, now, warnings),
+            warnings=warnings,
         )
+
+    def _memory(self, name: str, uid: str | None) -> Memory:
+        memory = self._memories.get(name)
+        if memory is None or memory.uid != (uid or ""):
+            memory = self._memories[name] = Memory(uid or "")
+        return memory
 
     def _act(self, name: str, actions: Iterable[Action]) -> float | None:
         """Do it all, outcomes first; in how many seconds there is more to do."""
@@ -244,11 +256,9 @@ class Controller:
         for one in deleted:
             LOG.info("controller: deletes %s: %s", one.name, one.reason)
             self.cluster.delete_job(one.name)
-            for counts in self._created.values():  # it does not vanish, it was told to go
-                counts.pop(one.name, None)
         made: list[Created] = []
         for first in range(0, len(created), CREATES_AT_ONCE):
-            made += self._each(self._create, created[first : first + CREATES_AT_ONCE])
+            made += self._each(lambda one: self._create(name, one), created[first : first + CREATES_AT_ONCE])
         if Created.GOING in made:
             return GOING_AGAIN_S
         # There may be more to make; and of a conflict the runs fail at once, and say why.
@@ -264,37 +274,19 @@ class Controller:
         LOG.info("controller: %s %s: %s", record.job, record.failure or "done", record.evidence)
         self.cluster.put_record(name, record.job, record.to_json())
 
-    def _create(self, action: CreateJob) -> Created:
+    def _create(self, name: str, action: CreateJob) -> Created:
         manifest = render_job(action.request, self.profile, check_schema=self.check_schema)
         if action.runs:
             manifest["metadata"].setdefault("annotations", {})[ANNOTATION_RUNS] = ",".join(action.runs)
         made = self.cluster.create_job(manifest)
         LOG.info("controller: %s %s", made.value, action.name)
+        memory = self._memory(name, action.request.sweep_uid)
         if made is Created.CREATED:
-            # Of this Sweep alone: one that is deleted and submitted anew makes the same names again.
-            self._created.setdefault(action.request.sweep_uid or "", Counter())[action.name] += 1
+            memory.created[action.name] += 1
         elif made is Created.CONFLICT:
-            self._conflicts[action.name] = self.clock() + CONFLICT_HOLDS_S
+            memory.conflict(action.name, self.clock())
         return made
 
-    def _tell(self, name: str, before: Mapping[str, Any] | None, status: SweepStatus) -> float | None:
-        """Store the status and tell what is new in it; in how many seconds, if it was told only just now."""
-        value, now = status.to_json(), self.clock()
-        if value == before:
-            return None
-        # GPU-hours grow as long as a Job runs, and every write wakes the controller anew.
-        alone = {**value, "gpuHours": 0} == {**(before or {}), "gpuHours": 0}
-        every_s = self.hours_every_s if alone else self.tell_every_s
-        left_s = self._told_at.get(name, -every_s) + every_s - now
-        if left_s > 0 and not status.finished:
-            return left_s
-        self.cluster.put_status(name, value)
-        self._told_at[name] = now
-        for event in news(before, status):
-            try:
-                self.cluster.put_event(name, event)
-            except (
-                ClusterError
-            ) as error:  # the status says the same; one event that is not taken costs no other
-                LOG.warning("controller: an event was not told: %s", error)
-        return None
+
+def _soonest(*times_s: float | None) -> float | None:
+    return min((one for one in times_s if one is not None), default=None)

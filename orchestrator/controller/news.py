@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.cluster.base import Event
 from orchestrator.controller.status import Condition, Failure, SweepStatus
 
-ALARMING = frozenset({"Halted", "JobsRefused"})
+ALARMING = frozenset({"Halted", "JobsRefused", "Waiting"})
 """Conditions that someone must do something about while they are True."""
 
 

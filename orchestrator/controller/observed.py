@@ -6,19 +6,20 @@ Pure. A *unit* is what attempts belong to: a run's training, or a fetch, a basel
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from orchestrator.cluster.base import ObservedJob
+from orchestrator.cluster.base import Event, ObservedJob
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
 from orchestrator.sweep.naming import ANNOTATION_RUN, ANNOTATION_RUNS, LABEL_ATTEMPT, LABEL_STAGE
 from trainer.results import Stage
 
-NODE_LOST_FENCE_S = 180.0
-"""A lost node's pod may still be writing for its grace period (60 s) and this much longer (120 s)."""
+NODE_LOST_FENCE_S = 120.0
+"""A lost node's pod, whose grace period is over, may still be writing for so long after that was recorded."""
 ALL_RUNS = "*"
 
 
@@ -65,7 +66,9 @@ class Unit(NamedTuple):
 class Observed:
     """A sweep's surroundings at one moment.
 
-    `created` counts how often this controller made each Job, `conflicts` are names that others hold.
+    `created` counts how often this controller made each Job, `conflicts` are names that others hold,
+    `unreadable` those of attempts whose record does not fit the schema. Of Jobs that do not get on: `since`
+    when (Unix seconds) their present cause was first seen, and the `warnings` about them.
     """
 
     jobs: tuple[ObservedJob, ...] = ()
@@ -74,6 +77,14 @@ class Observed:
     uid: str | None = None
     created: Mapping[str, int] = field(default_factory=dict)
     conflicts: frozenset[str] = frozenset()
+    unreadable: frozenset[str] = frozenset()
+    since: Mapping[str, float] = field(default_factory=dict)
+    warnings: Mapping[str, Sequence[Event]] = field(default_factory=dict)
+
+    @cached_property
+    def recorded(self) -> frozenset[str]:
+        """Names of the Jobs whose attempt is over and stored, readable or not."""
+        return frozenset(self.records) | self.unreadable
 
 
 @dataclass(frozen=True)
@@ -156,31 +167,30 @@ def histories(observed: Observed, now: float) -> dict[Unit, History]:
     for job in observed.jobs:
         jobs[unit_of(job)].append(job)
     return {
-        unit: _history(records[unit], jobs[unit], observed.records, now)
-        for unit in dict.fromkeys((*jobs, *records))
+        unit: _history(records[unit], jobs[unit], observed, now) for unit in dict.fromkeys((*jobs, *records))
     }
 
 
 def _history(
     records: list[AttemptRecord],
     jobs: list[ObservedJob],
-    recorded: Mapping[str, AttemptRecord],
+    observed: Observed,
     now: float,
 ) -> History:
     ordered = tuple(sorted(records, key=lambda record: record.attempt))
-    open_jobs = sorted((job for job in jobs if job.name not in recorded), key=attempt_of)
+    open_jobs = sorted((job for job in jobs if job.name not in observed.recorded), key=attempt_of)
     runs = next((record.runs for record in ordered if record.runs), ())
     return History(
         records=ordered,
         job=open_jobs[-1] if open_jobs else None,
-        fenced=any(_alive(job, recorded.get(job.name), now) for job in jobs),
+        fenced=any(_alive(job, observed.records.get(job.name), now) for job in jobs),
         runs=runs or next((runs_of(job) for job in jobs if runs_of(job)), ()),
     )
 
 
 def _alive(job: ObservedJob, record: AttemptRecord | None, now: float) -> bool:
     """Whether a pod of the Job may still write into the run's folder."""
-    living = any(pod.phase in ("Pending", "Running") for pod in job.pods)
+    living = any(pod.living for pod in job.pods)
     if not living or record is None or record.failure is not FailureClass.NODE_LOST:
         return living
     return now < (record.finished_at or job.created_at) + NODE_LOST_FENCE_S

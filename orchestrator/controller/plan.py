@@ -11,9 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.cluster.base import ObservedJob
 from orchestrator.controller.evaluation import Evaluation
-from orchestrator.controller.observed import ALL_RUNS, Observed, Unit, runs_of, unit_of
+from orchestrator.controller.observed import Observed, Unit
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
 from orchestrator.controller.requests import (
     eval_request,
@@ -22,16 +21,15 @@ from orchestrator.controller.requests import (
     job_of,
     train_request,
 )
+from orchestrator.controller.settling import settled
 from orchestrator.controller.status import FINAL, Condition, RunState, SweepStatus, states, status_of
-from orchestrator.controller.world import World, settled
+from orchestrator.controller.world import World
 from orchestrator.render import JobRequest
 from orchestrator.sweep.expand import Run
-from orchestrator.sweep.naming import split_run_id
 from orchestrator.sweep.spec import Sweep
 
-HALT_AFTER = 3
-"""As many runs with the same user's error stop a sweep: the others have it too."""
 HALTING = frozenset({FailureClass.USER_ERROR, FailureClass.CONFIG, FailureClass.IMAGE_PULL})
+"""What one run fails by, the others of its sweep will fail by too."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +68,15 @@ Action = RecordAttempt | RetireJob | DeleteJob | CreateJob
 
 @dataclass(frozen=True)
 class Plan:
-    """Actions in the order in which they are done, and the status to tell afterwards."""
+    """Actions in the order in which they are done, and the status to tell afterwards.
+
+    In `due_s` seconds something is to be done though nothing changes; None: in no foreseeable time.
+    """
 
     actions: tuple[Action, ...]
     status: SweepStatus
     states: tuple[RunState, ...]
+    due_s: float | None = None
 
 
 def plan(
@@ -98,7 +100,7 @@ def plan(
     creates = _window(world, wanted, most_creates)
     status = status_of(world, told, blocked, finished=_finished(world, deletes, creates))
     actions: tuple[Action, ...] = (*map(RecordAttempt, records), *_retirements(world), *deletes, *creates)
-    return Plan(actions, status, told)
+    return Plan(actions, status, told, _due_s(world))
 
 
 def changes(
@@ -123,7 +125,7 @@ def _blocked(world: World, told: Sequence[RunState]) -> Condition | None:
     if hours is not None and spent >= hours:
         message = f"{hours:g} GPU-hours are used; raise scheduling.gpuHours to go on"
         return Condition(type="Halted", status="True", reason="GpuHoursUsed", message=message)
-    return _canary_failed(world, told) or _same_failure(told)
+    return _canary_failed(world, told) or _same_failure(world, told)
 
 
 def _canary_failed(world: World, told: Sequence[RunState]) -> Condition | None:
@@ -136,15 +138,15 @@ def _canary_failed(world: World, told: Sequence[RunState]) -> Condition | None:
     return None
 
 
-def _same_failure(told: Sequence[RunState]) -> Condition | None:
+def _same_failure(world: World, told: Sequence[RunState]) -> Condition | None:
     failed = [
         state
         for state in told
-        if state.state == "failed" and state.stage == "train" and state.failure is FailureClass.USER_ERROR
+        if state.state == "failed" and state.stage == "train" and state.failure in HALTING
     ]
     same = Counter(map(_complaint, failed))
     for complaint, count in same.most_common(1):
-        if count >= HALT_AFTER:
+        if count >= world.sweep.spec.scheduling.haltAfter:
             message = f"{count} runs fail alike: {complaint}"
             return Condition(type="Halted", status="True", reason="SameFailure", message=message)
     return None
@@ -152,7 +154,8 @@ def _same_failure(told: Sequence[RunState]) -> Condition | None:
 
 def _complaint(state: RunState) -> str:
     """The evidence without what names the run itself."""
-    return re.sub(r"\s+", " ", state.evidence.replace(state.run.id, "…").replace(state.run.name, "…"))
+    names = sorted({state.run.id, state.run.name, *([state.job] if state.job else [])}, key=len, reverse=True)
+    return re.sub(r"\s+", " ", re.sub("|".join(map(re.escape, names)), "…", state.evidence))
 
 
 def _released(world: World) -> bool:
@@ -166,31 +169,16 @@ def _released(world: World) -> bool:
 def _retirements(world: World) -> Iterator[RetireJob]:
     """Finished Jobs whose outcome is stored: before that, their deletion would make them run again."""
     for job in world.observed.jobs:
-        if job.finished and not job.retired and job.name in world.observed.records:
+        if job.finished and not job.retired and job.name in world.observed.recorded:
             yield RetireJob(job.name)
 
 
 def _deletions(world: World) -> Iterator[DeleteJob]:
-    """Jobs whose every run is cancelled, or gone from the sweep when pruning was asked for."""
-    for job in world.live_jobs:
-        reason = "" if job.deleting else _unwanted(world, job)
-        if reason:
-            yield DeleteJob(job.name, reason)
-
-
-def _unwanted(world: World, job: ObservedJob) -> str:
-    unit = unit_of(job)
-    runs = {unit.id} if unit.stage == "train" else set(runs_of(job))
-    runs = runs or {run.id for run in world.runs}
-    if not runs - world.cancelled:
-        return "cancelled"
-    # A run that the file no longer has can still be cancelled by its id, or by its name without the digest.
-    named = {
-        run for run in runs if {run, split_run_id(run)[0], ALL_RUNS} & set(world.observed.control.cancel)
-    }
-    if not runs - world.cancelled - named:
-        return "cancelled"
-    return "pruned" if world.observed.control.prune and not runs & set(world.by_id) else ""
+    """Unfinished Jobs whose outcome is stored: they were ended, whoever stored it and did not come so far."""
+    for job in world.observed.jobs:
+        record = world.observed.records.get(job.name)
+        if record and not job.finished and not job.deleting:
+            yield DeleteJob(job.name, record.evidence)
 
 
 def _wanted(
@@ -261,3 +249,13 @@ def _finished(world: World, deletes: Sequence[DeleteJob], creates: Sequence[Crea
     return not (deletes or creates or world.live_jobs) and not any(
         history.fenced for history in world.histories.values()
     )
+
+
+def _due_s(world: World) -> float | None:
+    """When the next stuck Job will be ended. That a fence ends is found out well enough by usual turns."""
+    ends = [
+        max(0.0, held.ends_after_s - world.held_s(job))
+        for job in world.live_jobs
+        if (held := world.causes.get(job.name)) and held.ends_after_s is not None
+    ]
+    return min(ends, default=None)

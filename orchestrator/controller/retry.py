@@ -89,6 +89,8 @@ def after_failure(
     start = max((n + 1 for n, record in enumerate(records) if record.job in forgiven), default=0)
     if start == len(records):
         return Verdict(True, after, "tried again on request")
+    if failure is FailureClass.CANCELLED:
+        return Verdict(True, after, "started again only on request")
     used = sum((record.failure or FailureClass.UNKNOWN) is failure for record in records[start:])
     budget = int(getattr(limits.retry, failure.value))
     if used > budget:

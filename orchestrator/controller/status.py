@@ -18,7 +18,8 @@ from orchestrator.controller.evaluation import Evaluation
 from orchestrator.controller.observed import Observed
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
 from orchestrator.controller.requests import fetch_unit
-from orchestrator.controller.world import Next, World, settled
+from orchestrator.controller.settling import settled
+from orchestrator.controller.world import Next, World
 from orchestrator.errors import JobRefusedError
 from orchestrator.sweep.expand import Run
 from orchestrator.sweep.spec import Sweep
@@ -30,6 +31,8 @@ FINAL: frozenset[State] = frozenset({"done", "failed", "cancelled"})
 FAILURES_SHOWN = 20
 TEXT_LIMIT = 300
 MESSAGE_LIMIT = 8000
+TOLD_AFTER_S = 15.0
+"""A Job that waits is no news before that: every pod is unschedulable for a moment."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ def status_of(
     ]
     return SweepStatus(
         counts={"total": len(told), **{state: counts[state] for state in STATES}},
-        conditions=[*conditions, blocked] if blocked else conditions,
+        conditions=[one for one in (*conditions, blocked, _held(world)) if one],
         active=len(world.live_jobs),
         finished=finished,
         best=_best(world),
@@ -232,6 +235,22 @@ def _complete(counts: Counter[State], final: bool) -> Condition:
     return Condition(type="Complete", status="True", reason=reason, message=said or "no runs")
 
 
+def _held(world: World) -> Condition | None:
+    """What keeps Jobs from starting, or from ending: told when it lasts, by what most of them lack."""
+    held = [
+        world.causes[job.name]
+        for job in world.live_jobs
+        if job.name in world.causes and world.held_s(job) >= TOLD_AFTER_S
+    ]
+    if not held:
+        return None
+    failure, count = Counter(one.failure for one in held).most_common(1)[0]
+    evidence = next(one.evidence for one in held if one.failure is failure)
+    said = f"{count} Jobs do not get on" if count > 1 else "a Job does not get on"
+    reason = failure[:1].upper() + failure[1:]
+    return Condition(type="Waiting", status="True", reason=reason, message=f"{said}: {evidence}"[:TEXT_LIMIT])
+
+
 def _best(world: World) -> Best | None:
     found = [
         Best(run=result.run_id, kl=result.text.kl, klStderr=result.text.kl_se)
@@ -255,7 +274,11 @@ def _failures(world: World, told: Sequence[RunState]) -> Iterator[Failure]:
             failure=one.failure or FailureClass.UNKNOWN,
             evidence=one.evidence[:TEXT_LIMIT],
         )
-    failed = [record for record in world.observed.records.values() if record.state == "failed"]
+    failed = [
+        record
+        for record in world.observed.records.values()
+        if record.state == "failed" and record.failure is not FailureClass.CANCELLED
+    ]
     failed.sort(key=lambda record: (record.finished_at or 0.0, record.job), reverse=True)
     for record in failed[: max(0, FAILURES_SHOWN - len(unmade))]:
         yield Failure(

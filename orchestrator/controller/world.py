@@ -5,7 +5,6 @@ Pure. Everything that is derived here is derived again at the next step: the con
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -18,21 +17,12 @@ from orchestrator.controller.observed import (
     Unit,
     attempt_of,
     histories,
-    runs_of,
-    unit_of,
 )
-from orchestrator.controller.outcome import (
-    AttemptRecord,
-    FailureClass,
-    Outcome,
-    classify,
-    gpu_seconds,
-    outcome,
-)
+from orchestrator.controller.outcome import AttemptRecord, FailureClass, gpu_seconds
 from orchestrator.controller.requests import base_of, fetch_of, job_of, protocols
 from orchestrator.controller.retry import Limits, Overrides, after_failure, bad_nodes, overrides_after
+from orchestrator.controller.stuck import Cause, cause
 from orchestrator.sweep.expand import Run
-from orchestrator.sweep.naming import ANNOTATION_DIGEST
 from orchestrator.sweep.spec import Sweep
 from trainer.config import FetchConfig, ModelSettings
 
@@ -104,8 +94,19 @@ class World:
     def live_jobs(self) -> tuple[ObservedJob, ...]:
         """Jobs that are not finished: they hold places of the window."""
         return tuple(
-            job for job in self.observed.jobs if not job.finished and job.name not in self.observed.records
+            job for job in self.observed.jobs if not job.finished and job.name not in self.observed.recorded
         )
+
+    @cached_property
+    def causes(self) -> dict[str, Cause]:
+        """What keeps unfinished Jobs from getting on, by Job name."""
+        told = self.observed.warnings
+        found = ((job.name, cause(job, self.now, told.get(job.name, ()))) for job in self.live_jobs)
+        return {name: one for name, one in found if one}
+
+    def held_s(self, job: ObservedJob) -> float:
+        """For how long the present cause has been seen, seconds."""
+        return self.now - self.observed.since.get(job.name, self.now)
 
     @cached_property
     def gpu_seconds(self) -> float:
@@ -135,12 +136,14 @@ class World:
         if history.done:
             return Next("done", history.done.attempt, record=history.done)
         if history.job:
-            return Next("busy", attempt_of(history.job), history.job, history.last)
+            return self._busy(history.job, history.last)
         failed = self._refused(unit, history)
         if failed:
             return failed
         limits, last = self.limits(unit), history.last
-        step = Next("start", history.attempt + 1, overrides=overrides_after(history.records, limits))
+        step = Next(
+            "start", self._attempt_after(unit, history), overrides=overrides_after(history.records, limits)
+        )
         if last:
             verdict = after_failure(history.records, limits, self.observed.control.retry)
             step = replace(
@@ -152,9 +155,23 @@ class World:
             replace(step, verb="busy", remedy="waiting for its last pod to end") if history.fenced else step
         )
 
+    def _busy(self, job: ObservedJob, last: AttemptRecord | None) -> Next:
+        held = self.causes.get(job.name)
+        if held is None:
+            return Next("busy", attempt_of(job), job, last)
+        remedy = "" if held.ends_after_s is None else f"ended after {held.ends_after_s:.0f} s of this"
+        return Next("busy", attempt_of(job), job, last, evidence=held.evidence, remedy=remedy)
+
+    def _attempt_after(self, unit: Unit, history: History) -> int:
+        """The number of the next attempt: a record that nobody can read has its number all the same."""
+        attempt = history.attempt + 1
+        while job_of(self.name, unit, attempt) in self.observed.unreadable:
+            attempt += 1
+        return attempt
+
     def _refused(self, unit: Unit, history: History) -> Next | None:
         """An attempt whose Job cannot be made: another's name, or gone again and again without a record."""
-        attempt = history.attempt + 1
+        attempt = self._attempt_after(unit, history)
         name = job_of(self.name, unit, attempt)
         if name in self.observed.conflicts:
             evidence = f"a Job named {name} exists and is not this sweep's; delete it or rename the sweep"
@@ -166,58 +183,3 @@ class World:
             evidence = f"its Job {name} was made {made} times and vanished each time without a record"
             return Next("failed", attempt, record=history.last, failure=FailureClass.LOST, evidence=evidence)
         return None
-
-
-def settled(world: World) -> tuple[World, tuple[AttemptRecord, ...]]:
-    """The world with every finished attempt recorded, and the records that are new."""
-    new = tuple(_new_records(world))
-    if not new:
-        return world, ()
-    records = {**world.observed.records, **{record.job: record for record in new}}
-    return replace(world, observed=replace(world.observed, records=records)), new
-
-
-def _new_records(world: World) -> Iterator[AttemptRecord]:
-    for job in world.observed.jobs:
-        if job.name in world.observed.records:
-            continue
-        record = record_of(world, job)
-        if record:
-            yield record
-
-
-def record_of(world: World, job: ObservedJob) -> AttemptRecord | None:
-    """The record of a finished Job, with what it ran with and what follows from it; None before it is."""
-    result = classify(job)
-    return _record(world, job, result) if result else None
-
-
-def record_as(world: World, job: ObservedJob, failure: FailureClass, evidence: str) -> AttemptRecord:
-    """The record of a Job that was ended from outside, whatever it reported."""
-    return _record(world, job, outcome(job, failure, evidence, None))
-
-
-def _record(world: World, job: ObservedJob, result: Outcome) -> AttemptRecord:
-    if result.finished_at is None or any(pod.finished_at is None for pod in job.pods):
-        # Nobody saw its end, so it is now: the fence around a lost node's pod counts from here.
-        ended = {"finished_at": world.now, "gpu_seconds": gpu_seconds(job, world.now)}
-        result = result.model_copy(update=ended)
-    unit, attempt = unit_of(job), attempt_of(job)
-    limits = world.limits(unit)
-    history = world.histories.get(unit, NOTHING)
-    former = [record for record in history.records if record.attempt < attempt]
-    record = AttemptRecord(
-        job=job.name,
-        sweep=world.name,
-        run_id=unit.id,
-        stage=unit.stage,
-        attempt=attempt,
-        digest=job.annotations.get(ANNOTATION_DIGEST, ""),
-        runs=runs_of(job),
-        overrides=overrides_after(former, limits).to_json(),
-        **dict(result),
-    )
-    if record.state == "done":
-        return record
-    verdict = after_failure([*former, record], limits, world.observed.control.retry)
-    return record.model_copy(update={"remedy": verdict.why})

@@ -162,6 +162,12 @@ class Scheduling(Spec):
     gpuHours: Annotated[float, Field(gt=0, le=1e7), FINITE] | None = Field(
         None, description="Start no new Job after this many GPU-hours."
     )
+    haltAfter: Int = Field(
+        3,
+        ge=1,
+        le=MAX_RUNS,
+        description="Train no further once so many runs failed by the same userError, config or imagePull.",
+    )
 
 
 class Retry(Spec):

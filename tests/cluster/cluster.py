@@ -7,16 +7,19 @@ import itertools
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from tests.cluster.rig import images, lifecycle, processes, volumes
 from tests.cluster.rig.kubectl import kubectl
 from tests.cluster.rig.settings import CONTROL_ADDRESS, Rig
 
 CLONE_NEWNET = 0x40000000
+T = TypeVar("T")
 
 
 @dataclass
@@ -74,6 +77,16 @@ class Cluster:
     def start(self, program: str) -> None:
         """Start an ended program again and wait until it does its work."""
         lifecycle.start(self.rig, program)
+
+
+def until(look: Callable[[], T | None], what: str, timeout_s: float = 60.0) -> T:
+    """What `look` finds, as soon as it finds anything; AssertionError when it takes too long."""
+    give_up = time.monotonic() + timeout_s
+    while time.monotonic() < give_up:
+        if (found := look()) is not None:
+            return found
+        time.sleep(0.5)  # a real cluster: nothing here tells us sooner
+    raise AssertionError(f"waited {timeout_s:.0f} s for {what}")
 
 
 @contextmanager

@@ -6,14 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.cluster.cluster import Cluster
+from tests.cluster.cluster import Cluster, until
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
@@ -116,12 +115,33 @@ class Lab:
 
     def until(self, look: Callable[[], T | None], what: str, timeout_s: float = 300.0) -> T:
         """What `look` finds, as soon as it finds anything."""
-        give_up = time.monotonic() + timeout_s
-        while time.monotonic() < give_up:
-            if (found := look()) is not None:
-                return found
-            time.sleep(0.5)  # a real cluster: nothing here tells us sooner
-        raise AssertionError(f"waited {timeout_s:.0f} s for {what}\n{self.evidence()}")
+        try:
+            return until(look, what, timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.evidence()}") from None
+
+    def condition(self, sweep: str, kind: str) -> dict[str, Any] | None:
+        """The sweep's condition of that type, None when it is not there."""
+        found = self.status(sweep).get("conditions") or []
+        return next((one for one in found if one["type"] == kind), None)
+
+    def living(self, sweep: str) -> list[str]:
+        """The pods of a sweep that have not ended."""
+        found = self.get("pods", "-l", f"orch.dev/sweep={sweep}")["items"]
+        alive = [pod for pod in found if pod["status"]["phase"] in ("Pending", "Running")]
+        return [str(pod["metadata"]["name"]) for pod in alive]
+
+    @contextmanager
+    def following(self, run: str) -> Iterator[Iterator[str]]:
+        """The lines of `orch logs RUN --follow`, as they come."""
+        command = [sys.executable, "-m", "orchestrator.cli", "logs", run, "--follow", "-n", self.namespace]
+        env = {**os.environ, "KUBECONFIG": str(self.cluster.kubeconfig)}
+        with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                yield iter(process.stdout)
+            finally:
+                process.kill()
 
     def evidence(self) -> str:
         """What a person would look at when something hangs."""

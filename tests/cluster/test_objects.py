@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from orchestrator.cluster.base import Created, Event
 from orchestrator.cluster.kube.client import Api
 from orchestrator.cluster.kube.cluster import KubeCluster
 from orchestrator.cluster.kube.watched import WatchedCluster
+from orchestrator.controller.stuck import PATIENCE_S, Cause, cause
 from orchestrator.errors import JobRefusedError
 from orchestrator.profile import Profile
 from orchestrator.render import JobRequest, render_job
 from orchestrator.sweep.expand import expand
 from orchestrator.sweep.load import from_object, load, loads
 from orchestrator.sweep.spec import Resources, Scheduling, Sweep
-from tests.cluster.cluster import Cluster
+from tests.cluster.cluster import Cluster, until
 from tests.cluster.rig.settings import TOOLS_IMAGE
 
 ROOT = Path(__file__).parents[2]
@@ -196,3 +198,25 @@ def test_no_text_of_a_sweep_becomes_more_than_an_argument(kube: KubeCluster, clu
     got = cluster.kubectl("logs", f"job/{name}", "-n", kube.namespace).stdout
     assert got.rstrip("\n").split("\0")[:-1] == ["train", *HOSTILE], shlex.join(HOSTILE)
     assert [one.finished for one in kube.jobs("tiny")] == [True]
+
+
+def test_what_keeps_a_job_from_starting_is_heard_of_and_told(kube: KubeCluster) -> None:
+    uid = stored(kube, loads(TINY, "tiny"))
+    orphan = a_job(uid, attempt=1)
+    orphan["spec"]["template"]["spec"]["priorityClassName"] = "nowhere"  # no pod will ever be made
+    unmounted = a_job(uid, attempt=2)
+    pod = unmounted["spec"]["template"]["spec"]
+    pod["volumes"].append({"name": "token", "secret": {"secretName": "hub-token"}})
+    pod["containers"][0]["volumeMounts"].append({"name": "token", "mountPath": "/token"})
+    for job in (orphan, unmounted):
+        assert kube.create_job(job) is Created.CREATED
+
+    def heard() -> dict[str, Cause] | None:
+        found = {job.name: cause(job, time.time(), kube.warnings(job)) for job in kube.jobs("tiny")}
+        told = {name: one for name, one in found.items() if one}
+        return told if len(told) == 2 else None
+
+    said = until(heard, "the warnings about both Jobs")
+    assert {(one.failure, one.ends_after_s) for one in said.values()} == {("config", PATIENCE_S)}
+    assert "no PriorityClass with name nowhere" in said[orphan["metadata"]["name"]].evidence
+    assert 'secret "hub-token" not found' in said[unmounted["metadata"]["name"]].evidence

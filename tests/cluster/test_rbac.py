@@ -62,6 +62,7 @@ QUESTIONS = [
     ),
     *(Question(verb, "secrets", "Secrets") for verb in ("get", "list", "watch", "create")),
     *(Question(verb, "events.events.k8s.io", "events") for verb in ("list", "create", "patch")),
+    Question("list", "events", "what keeps a Job from starting (events)"),
     *(
         Question(verb, "leases.coordination.k8s.io", "its Lease", "orch-controller")
         for verb in ("get", "patch")

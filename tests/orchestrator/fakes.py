@@ -25,6 +25,8 @@ class FakeCluster:
         self.stored_records: dict[str, dict[str, Any]] = {}
         self.calls: list[tuple[str, str]] = []
         self.events: list[tuple[str, Event]] = []
+        self.said: dict[str, tuple[Event, ...]] = {}
+        self.foreign: set[str] = set()
         self.refusal: JobRefusedError | None = None
         self.on_wait: Callable[[FakeCluster], None] = lambda cluster: None
 
@@ -70,12 +72,21 @@ class FakeCluster:
         self, name: str, labels: Mapping[str, str], annotations: Mapping[str, str], gpus: int = 0
     ) -> Created:
         self.calls.append(("create_job", name))
+        if name in self.foreign:
+            return Created.CONFLICT
         if name in self.made:
             return Created.EXISTS
         self.made[name] = ObservedJob(
             name, f"uid-{len(self.calls)}", labels, annotations, self.now, gpus=gpus
         )
         return Created.CREATED
+
+    def taken(self, name: str) -> bool:
+        return name in self.made or name in self.foreign
+
+    def warnings(self, job: ObservedJob) -> tuple[Event, ...]:
+        self.calls.append(("warnings", job.name))
+        return self.said.get(job.name, ())
 
     def delete_job(self, name: str) -> None:
         self.calls.append(("delete_job", name))

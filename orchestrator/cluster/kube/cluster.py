@@ -19,7 +19,7 @@ from orchestrator.cluster.kube import decode
 from orchestrator.cluster.kube.client import Api
 from orchestrator.cluster.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound
 from orchestrator.cluster.kube.ownership import joined
-from orchestrator.cluster.kube.paths import CONFIG_MAPS, EVENTS, JOBS, PODS, SWEEPS, Resource
+from orchestrator.cluster.kube.paths import CONFIG_MAPS, CORE_EVENTS, EVENTS, JOBS, PODS, SWEEPS, Resource
 from orchestrator.cluster.objects import canonical
 from orchestrator.errors import ClusterError, JobRefusedError, NotFoundError
 from orchestrator.sweep.naming import (
@@ -68,7 +68,7 @@ class KubeCluster(Cluster):
         return True
 
     def sweeps(self) -> list[dict[str, Any]]:
-        found = [decode.sweep(raw).sweep_object for raw in self._list(SWEEPS, "")]
+        found = [decode.sweep(raw).sweep_object for raw in self._list(SWEEPS)]
         return sorted(found, key=lambda one: str(one["metadata"]["name"]))
 
     def sweep(self, name: str) -> dict[str, Any] | None:
@@ -112,8 +112,8 @@ class KubeCluster(Cluster):
         selector = f"{ALL_JOBS},{LABEL_SWEEP}={sweep}"
         uid = self._stored(sweep)["metadata"]["uid"]
         # Pods first: one that came in between is missed for now, but none is seen without its Job.
-        pods = [decode.pod(raw) for raw in self._list(PODS, selector)]
-        return joined((decode.job(raw) for raw in self._list(JOBS, selector)), pods, uid)
+        pods = [decode.pod(raw) for raw in self._list(PODS, labelSelector=selector)]
+        return joined((decode.job(raw) for raw in self._list(JOBS, labelSelector=selector)), pods, uid)
 
     def create_job(self, manifest: Mapping[str, Any]) -> Created:
         try:
@@ -128,6 +128,16 @@ class KubeCluster(Cluster):
                 raise JobRefusedError(str(error), _why_refused(error)) from error
             return _whose(there, manifest)
 
+    def taken(self, name: str) -> bool:
+        return self._job(name) is not None
+
+    def warnings(self, job: ObservedJob) -> tuple[Event, ...]:
+        said: list[tuple[float, Event]] = []
+        for uid in (job.uid, *(pod.uid for pod in job.pods if pod.living)):
+            about = f"involvedObject.uid={uid},type=Warning"
+            said += map(decode.warning, self._list(CORE_EVENTS, fieldSelector=about))
+        return tuple(event for _, event in sorted(said, key=lambda one: one[0]))
+
     def delete_job(self, name: str) -> None:
         self.api.delete(self._path(JOBS, name), propagation="Foreground")
 
@@ -139,7 +149,7 @@ class KubeCluster(Cluster):
             return
 
     def logs(self, job: str, *, follow: bool = False, tail: int | None = None) -> Iterator[str]:
-        pods = [decode.pod(raw) for raw in self._list(PODS, f"{decode.JOB_NAME_LABEL}={job}")]
+        pods = [decode.pod(raw) for raw in self._list(PODS, labelSelector=f"{decode.JOB_NAME_LABEL}={job}")]
         newest = max(pods, key=lambda one: one.pod.created_at or 0.0, default=None)
         if newest is None:
             raise NotFoundError(
@@ -156,7 +166,8 @@ class KubeCluster(Cluster):
 
     def records(self, sweep: str) -> dict[str, Mapping[str, Any]]:
         uid = self._stored(sweep)["metadata"]["uid"]
-        kept = (decode.record(raw) for raw in self._list(CONFIG_MAPS, f"{ALL_RECORDS},{LABEL_SWEEP}={sweep}"))
+        selector = f"{ALL_RECORDS},{LABEL_SWEEP}={sweep}"
+        kept = (decode.record(raw) for raw in self._list(CONFIG_MAPS, labelSelector=selector))
         return {one.name: one.record for one in kept if one.owner in (uid, ORPHANED)}
 
     def put_record(self, sweep: str, job: str, record: Mapping[str, Any]) -> bool:
@@ -233,8 +244,12 @@ class KubeCluster(Cluster):
     def _path(self, resource: Resource, name: str | None = None, subresource: str | None = None) -> str:
         return resource.path(self.namespace, name, subresource)
 
-    def _list(self, resource: Resource, selector: str) -> Iterator[bytes]:
-        for page in self.api.pages(self._path(resource), labelSelector=selector):
+    def _list(
+        self, resource: Resource, *, labelSelector: str = "", fieldSelector: str = ""
+    ) -> Iterator[bytes]:
+        selectors = {"labelSelector": labelSelector, "fieldSelector": fieldSelector}
+        wanted = {name: value for name, value in selectors.items() if value}
+        for page in self.api.pages(self._path(resource), limit=500, **wanted):
             yield from map(bytes, _PAGE.decode(page).items)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.cluster.base import Condition, ObservedJob, ObservedPod
+from orchestrator.cluster.base import Condition, Event, ObservedJob, ObservedPod
 from orchestrator.cluster.kube.recordtext import RecordText
 from orchestrator.sweep.naming import ANNOTATIONS, LABEL_SWEEP
 
@@ -125,6 +125,13 @@ class _Pod(msgspec.Struct):
     status: _PodStatus = msgspec.field(default_factory=_PodStatus)
 
 
+class _Event(msgspec.Struct, rename="camel"):
+    reason: str = ""
+    message: str = ""
+    last_timestamp: datetime | None = None
+    event_time: datetime | None = None
+
+
 class _ConfigMap(msgspec.Struct):
     metadata: _Meta
     data: dict[str, str] = {}
@@ -133,6 +140,7 @@ class _ConfigMap(msgspec.Struct):
 _JOB = msgspec.json.Decoder(_Job)
 _POD = msgspec.json.Decoder(_Pod)
 _CONFIG_MAP = msgspec.json.Decoder(_ConfigMap)
+_EVENT = msgspec.json.Decoder(_Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +171,7 @@ class KeptPod(Kept):
 
     @property
     def living(self) -> bool:
-        return self.pod.phase in ("Pending", "Running")
+        return self.pod.living
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +230,7 @@ def pod(raw: bytes) -> KeptPod:
         phase=status.phase,
         ready=ready,
         node=value.spec.node_name,
-        deleting=meta.deletion_timestamp is not None,
+        gone_by=_seconds(meta.deletion_timestamp),
         conditions={key: one for key, one in conditions.items() if key in _POD_CONDITIONS},
         pod_reason=status.reason,
         waiting_reason=waiting.reason if waiting else None,
@@ -249,6 +257,13 @@ def record(raw: bytes) -> KeptRecord:
     except ValueError:
         held = RecordText("{}")
     return KeptRecord(*_common(value.metadata), held)
+
+
+def warning(raw: bytes) -> tuple[float, Event]:
+    """A core/v1 Event of type Warning, and when (Unix seconds) it was last said."""
+    value = _EVENT.decode(raw)
+    said = _seconds(value.last_timestamp or value.event_time) or 0.0
+    return said, Event(value.reason, value.message, warning=True)
 
 
 def sweep(raw: bytes) -> KeptSweep:

@@ -30,6 +30,8 @@ JOBS = Resource("apis/batch/v1", "jobs")
 PODS = Resource("api/v1", "pods")
 CONFIG_MAPS = Resource("api/v1", "configmaps")
 EVENTS = Resource("apis/events.k8s.io/v1", "events")
+CORE_EVENTS = Resource("api/v1", "events")
+"""The same events by their older name, the one whose fields can be selected."""
 LEASES = Resource("apis/coordination.k8s.io/v1", "leases")
 NAMESPACES = Resource("api/v1", "namespaces")
 

@@ -176,7 +176,7 @@ def _gone(pod: KeptPod) -> KeptPod:
     phase = "Failed" if pod.living else pod.pod.phase
     missed = pod.pod.started_at is not None and pod.pod.finished_at is None
     ended = time.time() if missed else pod.pod.finished_at
-    return replace(pod, pod=replace(pod.pod, phase=phase, ready=False, deleting=True, finished_at=ended))
+    return replace(pod, pod=replace(pod.pod, phase=phase, ready=False, gone_by=None, finished_at=ended))
 
 
 def _item(decoder: Callable[[bytes], Kept]) -> Callable[[bytes], Item[Any]]:

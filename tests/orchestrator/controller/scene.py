@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from orchestrator.cluster.base import Created
+from orchestrator.controller.memory import Memory
 from orchestrator.controller.observed import Control, Observed, read_records
 from orchestrator.controller.plan import CreateJob, DeleteJob, Plan, RecordAttempt, plan
 from orchestrator.controller.status import RunState
@@ -36,6 +37,7 @@ class Scene:
         self.cluster = FakeCluster()
         self.max_memory = max_memory
         self.control = Control()
+        self.memory = Memory("")
         self.created: Counter[str] = Counter()
         self.runs_of_eval: dict[str, tuple[str, ...]] = {}
         self.requests: dict[str, CreateJob] = {}
@@ -46,11 +48,17 @@ class Scene:
 
     @property
     def observed(self) -> Observed:
+        jobs, now = tuple(self.cluster.made.values()), self.cluster.now
+        records = read_records(self.cluster.stored_records)
+        warnings = self.memory.warnings(jobs, now, self.cluster.warnings)
         return Observed(
-            jobs=tuple(self.cluster.made.values()),
-            records=read_records(self.cluster.stored_records),
+            jobs=jobs,
+            records=records,
             control=self.control,
             created=self.created,
+            unreadable=frozenset(self.cluster.stored_records) - frozenset(records),
+            since=self.memory.since(jobs, now, warnings),
+            warnings=warnings,
         )
 
     def plan(self) -> Plan:

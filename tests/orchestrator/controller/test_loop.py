@@ -10,12 +10,12 @@ import pytest
 
 from orchestrator.cluster.base import Created
 from orchestrator.controller.loop import (
-    CONFLICT_HOLDS_S,
     CREATES_A_TURN,
     GOING_AGAIN_S,
     REFUSED_AGAIN_S,
     Controller,
 )
+from orchestrator.controller.memory import CONFLICT_HOLDS_S
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
 from orchestrator.controller.status import Condition, SweepStatus, unrenderable
 from orchestrator.errors import ClusterError, JobRefusedError, NotFoundError
@@ -266,7 +266,7 @@ def test_a_status_is_told_at_most_every_so_often_but_its_end_at_once() -> None:
     cluster, controller = submitted(a_sweep(1))
     controller.step("demo")
     finish_all(cluster)
-    controller.tell_every_s = 2.0
+    controller.teller.every_s = 2.0
     controller.step("demo")  # told just now
     [train] = [name for name, job in cluster.made.items() if job.labels[LABEL_STAGE] == "train"]
     cluster.start(train)
@@ -286,7 +286,7 @@ def test_gpu_hours_alone_are_told_seldom() -> None:
     cluster, controller = submitted(a_sweep(1, resources={"gpus": 1}))
     controller.step("demo")
     finish_all(cluster)
-    controller.tell_every_s, controller.hours_every_s = 2.0, 600.0
+    controller.teller.every_s, controller.teller.hours_every_s = 2.0, 600.0
     controller.step("demo")
     [train] = [name for name, job in cluster.made.items() if job.labels[LABEL_STAGE] == "train"]
     cluster.start(train)

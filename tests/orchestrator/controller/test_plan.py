@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster.base import Condition, ObservedPod
-from orchestrator.controller.observed import Control
-from orchestrator.controller.plan import changes
+from orchestrator.controller.observed import NODE_LOST_FENCE_S, Control
+from orchestrator.controller.plan import DeleteJob, RecordAttempt, changes
+from orchestrator.controller.stuck import ENDED_LATE_S, PATIENCE_S
 from orchestrator.sweep.expand import expand
 from tests.orchestrator.controller.scene import Scene, a_sweep
 from tests.orchestrator.fakes import record_message
@@ -329,6 +330,115 @@ def test_plan_cancels_a_run(by: str) -> None:
     assert scene.plan().status.finished
 
 
+def test_what_is_cancelled_is_recorded_with_its_gpu_hours_and_goes_on_when_asked_to() -> None:
+    scene = Scene(a_sweep(1, **NO_EVAL)).fetched()
+    job = scene.job("r0")
+    scene.cluster.start(job, ready=True)
+    scene.cluster.now += 1800
+    scene.control = Control(cancel=["*"])
+    scene.turn()
+    status = scene.plan().status
+    assert (status.gpuHours, status.failures, status.finished) == (0.5, [], True)
+    record = scene.observed.records[job]
+    assert (record.failure, record.evidence) == ("cancelled", "cancelled by its user")
+    scene.control = Control()
+    scene.turn()
+    assert (scene.job("r0"), scene.state("r0").attempts) == (job.replace("-1", "-2"), 2)
+
+
+def test_what_is_ended_is_recorded_before_it_is_deleted_and_deleted_though_that_was_interrupted() -> None:
+    scene = Scene(a_sweep(1, **NO_EVAL)).fetched()
+    job = scene.job("r0")
+    scene.control = Control(cancel=["*"])
+    record, delete = scene.plan().actions
+    assert isinstance(record, RecordAttempt)
+    assert delete == DeleteJob(job, "cancelled by its user")
+    scene.cluster.put_record("demo", job, record.record.to_json())  # and there the controller was killed
+    assert scene.plan().actions == (delete,)
+    scene.cluster.set_state(job, deleting=True)
+    assert scene.plan().actions == ()
+
+
+def test_a_record_that_nobody_can_read_keeps_its_attempts_number() -> None:
+    scene = Scene(a_sweep(1, **NO_EVAL)).fetched()
+    first = scene.job("r0")
+    scene.cluster.finish(first)
+    scene.cluster.set_state(first, retired=False)
+    scene.cluster.stored_records[first] = {"sweep": "demo", "v": 9}
+    planned = scene.plan()
+    assert [type(one).__name__ for one in planned.actions] == ["RetireJob", "CreateJob"]
+    assert planned.actions[1].name == first.replace("-1", "-2")
+
+
+def held(scene: Scene, reason: str, message: str = "", job: str | None = None) -> str:
+    """A Job's pod waits from now on."""
+    name = job or scene.job("r0")
+    pod = ObservedPod(f"pod-{name}", "Pending", waiting_reason=reason, waiting_message=message)
+    scene.cluster.set_state(name, pods=(pod,))
+    scene.plan()  # sees it
+    return name
+
+
+def test_what_lacks_an_image_is_ended_after_a_while_and_says_why() -> None:
+    scene = Scene(a_sweep(2, scheduling={"canary": True}, **NO_EVAL)).fetched()
+    job = held(scene, "ImagePullBackOff", "Back-off pulling image")
+    assert (scene.plan().actions, scene.plan().due_s) == ((), PATIENCE_S)
+    assert scene.state("r0").evidence == "ImagePullBackOff: Back-off pulling image"
+    scene.cluster.now += PATIENCE_S
+    assert scene.plan().due_s is None
+    scene.turn()
+    assert job not in scene.cluster.made
+    state = scene.state("r0")
+    assert (state.state, state.failure) == ("failed", "imagePull")
+    assert condition(scene, "Halted").reason == "CanaryFailed"
+    assert scene.plan().actions == ()
+
+
+def test_what_waits_for_room_waits_for_ever_and_says_for_what() -> None:
+    scene = Scene(a_sweep(1, **NO_EVAL)).fetched()
+    held(scene, "Unschedulable", "0/2 nodes are available: 2 Insufficient nvidia.com/gpu.")
+    assert condition(scene, "Waiting") is None  # every pod is unschedulable for a moment
+    scene.cluster.now += 7 * 24 * 3600
+    assert (scene.plan().actions, scene.plan().due_s) == ((), None)
+    waiting = condition(scene, "Waiting")
+    assert (waiting.reason, scene.state("r0").state) == ("Unschedulable", "pending")
+    assert "Insufficient nvidia.com/gpu" in waiting.message
+    scene.cluster.start(scene.job("r0"))
+    assert condition(scene, "Waiting") is None
+
+
+def test_a_pod_on_a_lost_node_is_given_up_and_fenced() -> None:
+    scene = Scene(a_sweep(1, **NO_EVAL)).fetched()
+    job = scene.job("r0")
+    scene.cluster.start(job, ready=True)
+    [pod] = scene.cluster.made[job].pods
+    scene.cluster.set_state(job, pods=(replace(pod, gone_by=scene.cluster.now + 60),))
+    scene.cluster.now += 60 + ENDED_LATE_S
+    assert scene.plan().actions == ()
+    scene.cluster.now += 1
+    record, delete = scene.plan().actions
+    assert (record.record.failure, delete.name) == ("nodeLost", job)
+    scene.cluster.put_record("demo", job, record.record.to_json())
+    scene.cluster.set_state(job, deleting=True)  # for as long as nobody hears of the pod
+    scene.cluster.now += NODE_LOST_FENCE_S - 1
+    assert scene.plan().actions == ()
+    assert scene.state("r0").remedy == "waiting for its last pod to end"
+    scene.cluster.now += 1
+    [create] = scene.plan().actions
+    assert create.request.attempt == 2
+
+
+def test_runs_that_fail_for_the_same_missing_secret_halt_the_sweep() -> None:
+    spec = {"haltAfter": 2, "parallelism": 2}
+    scene = Scene(a_sweep(5, scheduling=spec, **NO_EVAL)).fetched()
+    for name in scene.live("train"):
+        held(scene, "CreateContainerConfigError", 'secret "nope" not found', name)
+    scene.cluster.now += PATIENCE_S
+    scene.turn()
+    assert condition(scene, "Halted").reason == "SameFailure"
+    assert scene.plan().actions == ()
+
+
 def test_plan_cancels_all_but_what_is_done() -> None:
     scene = Scene(a_sweep(3, **NO_EVAL)).fetched().trained("r0")
     scene.control = Control(cancel=["*"])
@@ -345,6 +455,7 @@ def test_plan_leaves_jobs_of_removed_runs_alone_unless_pruned() -> None:
     scene.control = Control(prune=True)
     scene.turn()
     assert removed not in scene.cluster.made
+    assert scene.cluster.stored_records[removed]["evidence"] == "pruned: the sweep no longer has its runs"
     assert len(scene.live("train")) == 2
 
 

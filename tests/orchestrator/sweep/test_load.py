@@ -50,7 +50,7 @@ def test_loads_reads_every_field_of_the_design():
         5400,
     )
     assert spec.scheduling.model_dump() == {
-        "queue": "gpu", "priority": "low", "parallelism": 4, "canary": True, "gpuHours": 400,
+        "queue": "gpu", "priority": "low", "parallelism": 4, "canary": True, "gpuHours": 400, "haltAfter": 3,
     }  # fmt: skip
     assert (spec.eval.enabled, spec.eval.tasks, spec.eval.limit) == (False, [], 100)
 

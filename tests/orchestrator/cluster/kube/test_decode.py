@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from orchestrator.cluster.base import Condition
+from orchestrator.cluster.base import Condition, Event
 from orchestrator.cluster.kube import decode
 from orchestrator.cluster.kube.ownership import joined
 from orchestrator.cluster.kube.recordtext import RecordText
@@ -238,3 +238,22 @@ def test_a_sweep_is_kept_without_managed_fields() -> None:
 def test_what_is_no_object_is_said_so_in_a_way_that_reflectors_skip(read: Any) -> None:
     with pytest.raises(msgspec.MsgspecError):
         read(b'{"metadata": {"na')
+
+
+def test_a_warning_has_its_words_and_when_it_was_last_said() -> None:
+    old = {
+        "reason": "FailedMount",
+        "message": "m",
+        "lastTimestamp": "1970-01-01T00:01:00Z",
+        "eventTime": None,
+    }
+    new = {"reason": "FailedScheduling", "lastTimestamp": None, "eventTime": "1970-01-01T00:02:00.5Z"}
+    assert decode.warning(json.dumps(old).encode()) == (60.0, Event("FailedMount", "m", warning=True))
+    assert decode.warning(json.dumps(new).encode()) == (120.5, Event("FailedScheduling", "", warning=True))
+
+
+def test_a_pod_that_was_told_to_go_says_until_when_it_may_stay() -> None:
+    told = a_pod()
+    told["metadata"]["deletionTimestamp"] = "1970-01-01T00:01:00Z"
+    assert decode.pod(json.dumps(told).encode()).pod.gone_by == 60.0
+    assert decode.pod(json.dumps(a_pod()).encode()).pod.gone_by is None

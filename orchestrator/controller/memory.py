@@ -1,0 +1,78 @@
+"""What a controller knows of a sweep beyond what is stored; it is forgotten when the controller ends.
+
+Losing it costs time, never a result: a clock starts anew, a question is asked again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from orchestrator.cluster.base import Event, ObservedJob
+from orchestrator.controller.stuck import cause, silent
+from orchestrator.errors import ClusterError
+
+LOG = logging.getLogger(__name__)
+CONFLICT_HOLDS_S = 60.0  # then it is looked at again: whoever holds a name may give it up
+ASKED_AGAIN_S = 30.0
+"""What was said against a Job that does not start is asked for this often."""
+ASKED_AT_ONCE = 8
+"""Of so many Jobs a turn: those that wait for one thing say the same."""
+
+
+@dataclass
+class Memory:
+    """Of one sweep with this uid: one of the same name that is submitted anew has another."""
+
+    uid: str
+    created: Counter[str] = field(default_factory=Counter)
+    _conflicts: dict[str, float] = field(default_factory=dict)
+    _causes: dict[str, tuple[str, float]] = field(default_factory=dict)
+    _warnings: dict[str, tuple[float, Sequence[Event]]] = field(default_factory=dict)
+
+    def conflict(self, job: str, now: float) -> None:
+        """A Job of that name is another's."""
+        self._conflicts[job] = now + CONFLICT_HOLDS_S
+
+    def conflicts(self, now: float, taken: Callable[[str], bool]) -> frozenset[str]:
+        """The names that others hold; whether one still does is asked once a minute."""
+        for job, until in list(self._conflicts.items()):
+            if until <= now:
+                if taken(job):
+                    self.conflict(job, now)
+                else:
+                    del self._conflicts[job]
+        return frozenset(self._conflicts)
+
+    def warnings(
+        self, jobs: Iterable[ObservedJob], now: float, ask: Callable[[ObservedJob], Sequence[Event]]
+    ) -> dict[str, Sequence[Event]]:
+        """What was said against the Jobs that do not start and do not say why, by Job name."""
+        quiet = {job.uid: job for job in jobs if silent(job, now)}
+        self._warnings = {uid: told for uid, told in self._warnings.items() if uid in quiet}
+        due = [job for uid, job in quiet.items() if self._asked_at(uid) + ASKED_AGAIN_S <= now]
+        for job in sorted(due, key=lambda one: self._asked_at(one.uid))[:ASKED_AT_ONCE]:
+            try:
+                self._warnings[job.uid] = (now, ask(job))
+            except ClusterError as error:  # a controller without that right works on, and knows less
+                LOG.warning("controller: what keeps %s from starting is not known: %s", job.name, error)
+                self._warnings[job.uid] = (now, ())
+        return {quiet[uid].name: told for uid, (_, told) in self._warnings.items()}
+
+    def since(
+        self, jobs: Iterable[ObservedJob], now: float, warnings: Mapping[str, Sequence[Event]]
+    ) -> dict[str, float]:
+        """When the present cause of each Job that does not get on was first seen, by Job name."""
+        seen = ((job.name, cause(job, now, warnings.get(job.name, ()))) for job in jobs if not job.finished)
+        held = {name: one.failure for name, one in seen if one}
+        unknown = ("", now)
+        self._causes = {
+            name: known if (known := self._causes.get(name, unknown))[0] == failure else (failure, now)
+            for name, failure in held.items()
+        }
+        return {name: began for name, (_, began) in self._causes.items()}
+
+    def _asked_at(self, uid: str) -> float:
+        return self._warnings.get(uid, (float("-inf"), ()))[0]
