@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from orchestrator.controller import loop, memory, observed, serve, status, stuck
 from tests.cluster.cluster import Cluster
 from tests.cluster.failures.lab import FailureLab, failure_lab
 from tests.cluster.failures.scenes import PLAYS
@@ -14,6 +15,21 @@ from tests.cluster.rig import images
 
 STAND_IN = ROOT / "tests" / "cluster" / "standin" / "python"
 PRIORITY_CLASSES = ROOT / "manifests" / "base" / "priorityclasses.yaml"
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[None]:
+    """The same decisions, sooner: a minute of patience, and two for a lost node, are seconds here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stuck, "PATIENCE_S", 6.0)
+        patch.setattr(stuck, "SILENCE_S", 2.0)
+        patch.setattr(stuck, "ENDED_LATE_S", 2.0)
+        patch.setattr(serve, "UNFINISHED_AGAIN_S", 2.0)
+        patch.setattr(loop, "REFUSED_AGAIN_S", 2.0)
+        patch.setattr(memory, "ASKED_AGAIN_S", 2.0)
+        patch.setattr(status, "TOLD_AFTER_S", 2.0)
+        patch.setattr(observed, "NODE_LOST_FENCE_S", 5.0)
+        yield
 
 
 @pytest.fixture(scope="session")

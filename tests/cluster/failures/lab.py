@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.client.bundle import with_settings
 from orchestrator.cluster.kube.client import Api
 from orchestrator.controller.metrics import Metrics
+from orchestrator.controller.requests import fetch_of, fetch_unit
 from orchestrator.controller.serve import ProfileFile, Service
 from orchestrator.sweep.expand import Run, expand
 from orchestrator.sweep.load import from_object
@@ -26,6 +28,7 @@ from tests.cluster.failures.page import Row, steady
 from tests.cluster.failures.scenes import Play, Scene
 from tests.cluster.failures.witness import Witness
 from tests.cluster.lab import Lab
+from trainer.results import Stage
 
 PROFILE = """\
 image = "{image}"
@@ -35,6 +38,11 @@ tmpSize = "16Mi"
 maxMemory = "64Mi"
 gpuTypeLabel = "kubernetes.io/hostname"
 gpuTypes = {{first = ["orch-node-1"], second = ["orch-node-2"]}}
+[[tolerations]]
+key = "node.kubernetes.io/unreachable"
+operator = "Exists"
+effect = "NoExecute"
+tolerationSeconds = 1
 """
 
 
@@ -54,8 +62,22 @@ class FailureLab(Lab):
     """As Lab; what is submitted here is known by sweep and name of run."""
 
     witness: Witness
+    profile: Path
     plays: dict[str, Play] = field(default_factory=dict)
     _runs: dict[tuple[str, str], Run] = field(default_factory=dict)
+
+    @contextmanager
+    def profile_with(self, changes: Mapping[str, str | bool], tables: str = "") -> Iterator[None]:
+        """Inside the block Jobs are made with other defaults."""
+        before = self.profile.read_text()
+        self._set_profile(with_settings(before, changes) + tables)
+        yield
+        self._set_profile(before)
+
+    def _set_profile(self, text: str) -> None:
+        aside = self.profile.with_suffix(".new")
+        aside.write_text(text)
+        aside.replace(self.profile)  # the controller may read it at any moment
 
     def begin(self, plays: Mapping[str, Play]) -> None:
         """Submit sweeps, and tell the stand-in trainer what to do."""
@@ -80,9 +102,14 @@ class FailureLab(Lab):
     def run(self, sweep: str, run: str) -> Run:
         return self._runs[sweep, run]
 
-    def job(self, sweep: str, run: str, attempt: int = 1) -> str:
-        """The name of a training's Job."""
-        return job_name(sweep, self.run(sweep, run).id, "train", attempt)
+    def unit(self, sweep: str, run: str, stage: Stage = "train") -> str:
+        """The id under which a run's training, or what it fetches, is recorded."""
+        found = self.run(sweep, run)
+        return found.id if stage == "train" else fetch_unit(fetch_of(found.config)).id
+
+    def job(self, sweep: str, run: str, attempt: int = 1, stage: Stage = "train") -> str:
+        """The name of an attempt's Job."""
+        return job_name(sweep, self.unit(sweep, run, stage), stage, attempt)
 
     def journal(self, sweep: str, run: str, word: str) -> list[Entry]:
         """What the stand-in trainer told of a run's training."""
@@ -91,20 +118,21 @@ class FailureLab(Lab):
         entries = [Entry(*line.split("\t")) for line in lines]
         return [one for one in entries if (one.word, one.run) == (word, self.run(sweep, run).id)]
 
-    def attempts(self, sweep: str, run: str) -> list[dict[str, Any]]:
-        """The records of a run's training, by attempt."""
-        found = [one for one in self.witness.records(sweep) if one["run_id"] == self.run(sweep, run).id]
+    def attempts(self, sweep: str, run: str, stage: Stage = "train") -> list[dict[str, Any]]:
+        """The records of a run's training or fetch, by attempt."""
+        unit = self.unit(sweep, run, stage)
+        found = [one for one in self.witness.records(sweep) if one["run_id"] == unit]
         return sorted(found, key=lambda one: int(one["attempt"]))
 
-    def ended(self, sweep: str, run: str, timeout_s: float = 120.0) -> list[dict[str, Any]]:
+    def ended(self, sweep: str, run: str, stage: Stage = "train") -> list[dict[str, Any]]:
         """The records of a run once there are as many as its scene has attempts, and none was too many."""
         scene = self.scene(sweep, run)
 
         def all_there() -> list[dict[str, Any]] | None:
-            found = self.attempts(sweep, run)
+            found = self.attempts(sweep, run, stage)
             return found if len(found) >= scene.attempts else None
 
-        found = self.until(all_there, f"attempt {scene.attempts} of {sweep}/{run}", timeout_s)
+        found = self.until(all_there, f"attempt {scene.attempts} of {sweep}/{run}", 120)
         assert [one["attempt"] for one in found] == list(range(1, scene.attempts + 1))
         assert [one["state"] for one in found[:-1]] == ["failed"] * (len(found) - 1)
         assert found[-1]["state"] == ("done" if scene.done else "failed")
@@ -124,6 +152,14 @@ class FailureLab(Lab):
             return str(found[-1]["metadata"]["name"]) if is_ready else None
 
         return self.until(ready, f"a pod of {job} to train", 120)
+
+    def exits(self, sweep: str, run: str) -> list[tuple[str, str]]:
+        """(pod uid, exit code) of each pod of a run's training that ended by itself."""
+        return [(one.pod, one.arguments) for one in self.journal(sweep, run, "end")]
+
+    def made(self, job: str) -> None:
+        """Return when there is a Job of that name."""
+        self.until(lambda: self.witness.jobs(job) or None, f"{job} to be made", 60)
 
     def suspend(self, job: str, suspended: bool) -> None:
         """What Kueue does to a Job."""
@@ -156,23 +192,27 @@ class FailureLab(Lab):
         assert done.exit_code == 0, done.output
         return done.output.splitlines()
 
-    def row(self, sweep: str, run: str, attempt: int = 1) -> Row:
-        """What the page tells of a recorded attempt."""
-        record = next(one for one in self.attempts(sweep, run) if one["attempt"] == attempt)
-        line = next(one for one in self.why(sweep, run) if one.startswith(f"  train {attempt}: "))
+    def row(
+        self, sweep: str, run: str, attempt: int = 1, stage: Stage = "train", *, stuck: bool = False
+    ) -> Row:
+        """What the page tells of a recorded attempt; `stuck`: of one that did not end by itself."""
+        record = next(one for one in self.attempts(sweep, run, stage) if one["attempt"] == attempt)
+        line = next(one for one in self.why(sweep, run) if one.startswith(f"  {stage} {attempt}: "))
+        shown = self.witness.stuck if stuck else self.witness.shown
         return Row(
             self.scene(sweep, run).provoked,
-            steady(self.witness.shown(self.job(sweep, run, attempt))),
+            steady(shown(self.job(sweep, run, attempt, stage))),
             record.get("class", "done"),
             steady(record.get("remedy", "")),
             steady(line.strip()),
         )
 
-    def held(self, sweep: str, run: str, provoked: str) -> Row:
+    def held(self, sweep: str, run: str, provoked: str, failure: str, followed: str) -> Row:
         """What the page tells of a run that waits for something."""
-        shown = self.witness.shown(self.job(sweep, run))
+        job = self.job(sweep, run)
+        shown = self.witness.stuck(job) if self.witness.jobs(job) else "no Job"
         said = self.why(sweep, run)[-1].strip()
-        return Row(provoked, steady(shown), "held", "", steady(said))
+        return Row(provoked, steady(shown), failure, followed, steady(said))
 
 
 @contextmanager
@@ -183,7 +223,7 @@ def failure_lab(cluster: Cluster, image: str, folder: Path, more_profile: str = 
         profile = folder / "orch.toml"
         profile.write_text(PROFILE.format(image=image) + more_profile)
         with Witness(cluster.rig, namespace) as witness:
-            lab = FailureLab(cluster, namespace, dump, witness)
+            lab = FailureLab(cluster, namespace, dump, witness, profile)
             lab.apply("\n---\n".join(map(json.dumps, _parts(profile.read_text()))))
             with _controller(cluster, namespace, profile):
                 yield lab

@@ -23,8 +23,8 @@ HEAD = """\
 
 Each line was provoked with real pods on a real cluster: how, what Kubernetes then showed, the class that orch
 made of it, what followed from the class (budgets are `spec.retry` of the sweep, see [sweeps.md](sweeps.md)),
-and what `orch why RUN` says. `NODE` and `POD` stand for names. "held" is no failure: the attempt waits, orch
-says for what, and it goes on by itself.
+and what `orch why RUN` says. `NODE` and `POD` stand for names. What is held has not failed: it waits and
+orch says for what.
 
 """
 COLUMNS = ("how it was provoked", "what Kubernetes showed", "class", "what followed", "what `orch why` says")
@@ -34,13 +34,14 @@ _VOLATILE = (
     (re.compile(r"(-(?:train|fetch|eval)-\d+)-[a-z0-9]{5}\b"), r"\1-POD"),
     (re.compile(r"\b[a-z]+-\d+-\d+/"), ""),  # the test's namespace before a pod's name
     (re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b"), "UID"),
+    (re.compile(r"\b\d+ s ago\b"), "N s ago"),
     (re.compile(r"(?:, after [0-9a-z ]+?)?(?: on NODE)(?=: )"), ""),
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to fail. `failure` is a class, `held` or `done`; `followed` is the remedy of the record."""
+    """One way to fail. `failure` is a class, `held` or `done`; `followed` is the remedy that is recorded."""
 
     provoked: str
     shown: str

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.cluster.rig.settings import TOOLS_IMAGE
+
 ALWAYS = "any"
 WAITS = "ready; forever"
 SEGFAULT = "sh -c 'kill -SEGV $$'; exit $?"
@@ -148,9 +150,11 @@ ACTS = {
     "podgone": Scene("`kubectl delete pod`", {"1": WAITS}),
     "jobgone": Scene("`kubectl delete job`", {"1.1": WAITS}, 1),
     "vanishing": Scene("`kubectl delete job`, and again, with `retry.lost: 1`", {ALWAYS: WAITS}, 1, False),
+    "cancelled": Scene("`orch cancel SWEEP RUN`", {ALWAYS: WAITS}, 1, False),
     "resumed": Scene("its queue suspends it while it trains, and resumes it", {"1.1": WAITS}, 1),
 }
 OUTRANKED = {"outranked": Scene("a pod of a higher PriorityClass takes its node's GPUs", {"1": WAITS})}
+LOST = {"lost": Scene("the kubelet of its node is killed; it trains on", {"1": WAITS})}
 ALIKE = {
     f"alike{number}": Scene("exit 64, as in other runs", {ALWAYS: _exits(64, "no such option")}, 1, False)
     for number in range(5)
@@ -166,6 +170,45 @@ PLAYS = {
     "acts": Play(ACTS, {"retry": {"lost": 1}}),
     "outranked": Play(OUTRANKED, {"scheduling": {"priority": "low"}, "resources": {"gpus": 1}}),
     "alike": Play(ALIKE, {"scheduling": {"parallelism": 1}}),
+    "lost": Play(LOST, {"resources": {"gpus": 1, "gpuType": ["second", "first"]}}),
     SWEEP_NAME: Play(NAMES),
 }
 """All at once, in one namespace, under one controller."""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A profile, or a sweep's wish, with which no fetch can start."""
+
+    provoked: str
+    profile: Mapping[str, str | bool] = field(default_factory=dict)
+    tables: str = ""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+
+    def play(self, run: str) -> Play:
+        """A sweep of one such run."""
+        return Play({run: Scene(self.provoked, attempts=1, done=False)}, self.spec)
+
+
+_CONFIG_MAP = '[[volumes]]\nname = "certificates"\nmountPath = "/etc/certificates"\nconfigMap = "absent"\n'
+BROKEN = {
+    "noimage": Broken("an image that no registry has", {"image": f"orch.test/absent@sha256:{'0' * 64}"}),
+    "badname": Broken(
+        "an image whose name is none", {"image": "orch.test/Trainer:1", "allowImageTags": True}
+    ),
+    "nopython": Broken(
+        "an image without the trainer's command", {"image": TOOLS_IMAGE, "allowImageTags": True}
+    ),
+    "nosecret": Broken("`hubTokenSecret` names a Secret that is absent", {"hubTokenSecret": "absent"}),
+    "noconfigmap": Broken("a volume of a ConfigMap that is absent", tables=_CONFIG_MAP),
+    "noclaim": Broken("`volumeClaim` names a claim that is absent", {"volumeClaim": "absent"}),
+    "noaccount": Broken("`serviceAccount` is absent", {"serviceAccount": "absent"}),
+    "nopriority": Broken(
+        "a PriorityClass that is absent",
+        tables='[priorityClasses]\nlow = "absent"\n',
+        spec={"scheduling": {"priority": "low"}},
+    ),
+    "toomuch": Broken(
+        "a LimitRange allows less memory than is asked for", spec={"resources": {"memory": "48Mi"}}
+    ),
+}

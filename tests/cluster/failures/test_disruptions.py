@@ -66,6 +66,16 @@ def test_a_job_that_vanishes_again_and_again_is_given_up(lab: FailureLab) -> Non
     keep("vanishing", Row(scene.provoked, shown, "lost", "not tried again", told[2].strip()))
 
 
+def test_a_run_that_is_cancelled_is_recorded_and_ended(lab: FailureLab) -> None:
+    lab.trains("acts", "cancelled")
+    lab.orch("cancel", "acts", "cancelled")
+    [record] = lab.ended("acts", "cancelled")
+    assert (record["class"], record["evidence"]) == ("cancelled", "cancelled by its user")
+    job = lab.job("acts", "cancelled")
+    lab.until(lambda: lab.witness.ended(job) or None, "its pod to end", 60)
+    keep("cancelled", lab.row("acts", "cancelled"))
+
+
 def test_a_suspended_and_resumed_job_is_one_attempt_of_two_pods(lab: FailureLab) -> None:
     lab.trains("acts", "resumed")
     job = lab.job("acts", "resumed")

@@ -49,7 +49,9 @@ def test_a_node_whose_gpus_failed_twice_is_avoided(lab: FailureLab) -> None:
     attempts = lab.ended("xid", "xid")
     assert [one.get("class") for one in attempts] == ["gpuFault", "gpuFault", None]
     bad, other = lab.cluster.nodes
-    assert [one["node"] for one in attempts] == [bad, bad, other], "it preferred the first as long as it could"
+    assert [one["node"] for one in attempts] == [bad, bad, other], (
+        "it preferred the first as long as it could"
+    )
     assert [one["overrides"] for one in attempts] == [{}, {}, {"avoid_nodes": [bad]}]
     keep("xid", lab.row("xid", "xid", 2))
 
@@ -63,7 +65,8 @@ def test_the_same_error_of_a_user_in_three_runs_halts_the_sweep(lab: FailureLab)
     halted = {one["type"]: one for one in status["conditions"]}["Halted"]
     assert (halted["status"], halted["reason"]) == ("True", "SameFailure")
     assert not lab.journal("alike", "alike3", "start") + lab.journal("alike", "alike4", "start")
-    keep("alike", lab.held("alike", "alike3", "three other runs exit 64 with the same error"))
+    provoked = "three other runs exit 64 with the same error"
+    keep("alike", lab.held("alike", "alike3", provoked, "held", "until the sweep is changed"))
 
 
 def test_names_of_the_greatest_length_are_told_apart(lab: FailureLab) -> None:

@@ -30,6 +30,7 @@ class Witness:
         kubectl = [*inside_control(rig), str(tools.binaries() / "kubectl"), f"--kubeconfig={rig.kubeconfig}"]
         self._lock = threading.Lock()
         self._last: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in WATCHED}
+        self._standing: dict[str, dict[str, Any]] = {}
         self._gone: set[str] = set()
         self._watches = [
             (kind, [*kubectl, "get", "--raw", f"{path.format(namespace)}?watch=1"])
@@ -58,6 +59,8 @@ class Witness:
             uid = event["object"]["metadata"]["uid"]
             with self._lock:
                 self._last[kind][uid] = event["object"]
+                if "deletionTimestamp" not in event["object"]["metadata"]:
+                    self._standing[uid] = event["object"]
                 if event["type"] == "DELETED":
                     self._gone.add(uid)
 
@@ -69,6 +72,14 @@ class Witness:
     def gone(self, uid: str) -> bool:
         with self._lock:
             return uid in self._gone
+
+    def leaving(self, job: str) -> bool:
+        """Whether a pod of this Job was told to go."""
+        return any("deletionTimestamp" in pod["metadata"] for pod in self.pods(job))
+
+    def ended(self, job: str) -> bool:
+        """Whether every Job of this name is gone, and every pod of theirs."""
+        return all(self.gone(one["metadata"]["uid"]) for one in (*self.jobs(job), *self.pods(job)))
 
     def jobs(self, name: str) -> list[dict[str, Any]]:
         """The Jobs that had this name, one after another."""
@@ -103,33 +114,52 @@ class Witness:
         if not self.jobs(job):
             return "no Job"
         told = [self._pod(pod) for pod in self.pods(job)]
-        told += [self._job(one) for one in self.jobs(job)]
-        if not self.pods(job):
-            told += [f"event {one['reason']}: {one['message']}" for one in self._warnings(job)]
-        return "; ".join(told)
+        return "; ".join([*told, *(self._job(one) for one in self.jobs(job))])
 
-    def _warnings(self, job: str) -> list[dict[str, Any]]:
-        of_job = [one for one in self.all("events") if one["involvedObject"]["name"] == job]
-        return [one for one in of_job if one["type"] == "Warning"][:1]
+    def stuck(self, job: str) -> str:
+        """As shown, before anyone told it to go; with the first warning of each kind about it."""
+        [standing] = [self._standing[one["metadata"]["uid"]] for one in self.jobs(job)]
+        pods = [self._standing[one["metadata"]["uid"]] for one in self.pods(job)]
+        told = [*map(_pod, pods)] or ["no pod"]
+        about = {one["metadata"]["uid"] for one in (standing, *pods)}
+        warnings = [
+            one
+            for one in self.all("events")
+            if one["type"] == "Warning" and one["involvedObject"].get("uid") in about
+        ]
+        reasons = dict.fromkeys(one["reason"] for one in warnings)
+        return "; ".join([*told, _job(standing), *(f"event {reason}" for reason in reasons)])
 
     def _pod(self, pod: dict[str, Any]) -> str:
-        status = pod["status"]
-        told = f"pod {status['phase']}" + (f" ({status['reason']})" if "reason" in status else "")
-        for one in status.get("containerStatuses", []):
-            told += _container(one["state"])
-        for one in status.get("conditions", []):
-            if one["type"] == "DisruptionTarget" or (one["type"], one["status"]) == ("PodScheduled", "False"):
-                told += f", {one['type']} ({one['reason']})"
-        return told + (", deleted" if self.gone(pod["metadata"]["uid"]) else "")
+        return _pod(pod) + self._fate(pod)
 
     def _job(self, job: dict[str, Any]) -> str:
-        final = [
-            f"{one['type']} ({one['reason']})"
-            for one in job["status"].get("conditions", [])
-            if one["status"] == "True" and one["type"] in ("Complete", "Failed", "Suspended")
-        ]
-        gone = self.gone(job["metadata"]["uid"])
-        return f"Job {', '.join(final) or 'without a condition'}" + (", deleted" if gone else "")
+        return _job(job) + self._fate(job)
+
+    def _fate(self, one: dict[str, Any]) -> str:
+        if self.gone(one["metadata"]["uid"]):
+            return ", deleted"
+        return ", Terminating" if "deletionTimestamp" in one["metadata"] else ""
+
+
+def _pod(pod: dict[str, Any]) -> str:
+    status = pod["status"]
+    told = f"pod {status['phase']}" + (f" ({status['reason']})" if "reason" in status else "")
+    for one in status.get("containerStatuses", []):
+        told += _container(one["state"])
+    for one in status.get("conditions", []):
+        if one["type"] == "DisruptionTarget" or (one["type"], one["status"]) == ("PodScheduled", "False"):
+            told += f", {one['type']} ({one['reason']})"
+    return told
+
+
+def _job(job: dict[str, Any]) -> str:
+    final = [
+        f"{one['type']} ({one['reason']})"
+        for one in job["status"].get("conditions", [])
+        if one["status"] == "True" and one["type"] in ("Complete", "Failed", "Suspended")
+    ]
+    return f"Job {', '.join(final) or 'without a condition'}"
 
 
 def _container(state: dict[str, Any]) -> str:
