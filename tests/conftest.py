@@ -47,6 +47,16 @@ SHAPE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="session")
+def built_images() -> Path:
+    """The folder of our own images, `controller` and `trainer` as OCI layouts."""
+    from tests.cluster.requirements import require_rig
+    from tests.images import built
+
+    require_rig()  # what builds a cluster builds images
+    return built.folder()
+
+
+@pytest.fixture(scope="session")
 def make_model() -> Callable[..., PreTrainedModel]:
     """make_model("qwen3" | "llama", dtype="float32", seed=0, **config fields): a fresh model, in eval."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,10 +10,10 @@ import pytest
 
 from orchestrator.cluster.kube.client import Api
 from tests.cluster.cluster import Cluster, inside_network
-from tests.cluster.rig import lifecycle, tools
+from tests.cluster.requirements import require_rig
+from tests.cluster.rig import lifecycle
 from tests.cluster.rig.settings import Options, Rig
 from tests.hub import Hub
-from tests.images import built
 
 ROOT = Path(__file__).parents[2]
 DEFINITION = ROOT / "manifests" / "base" / "crd.yaml"
@@ -29,12 +28,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """The cluster that is up (ORCH_CLUSTER_NAME, ORCH_CLUSTER_HOME), else one for this session alone.
 
-    The tests run in its network: they reach the API server, and pods reach a server of the tests.
+    The tests run in its network: they reach the API server, and pods reach a server of the tests. Images are
+    built before, for nothing can be downloaded from there.
     """
     require_rig()
+    if any("built_images" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("built_images")
     rig = Rig.from_environment()
     with ExitStack() as ours:
         if not lifecycle.is_up(rig):
@@ -52,14 +54,6 @@ def namespace(cluster: Cluster) -> Iterator[str]:
         yield name
 
 
-def require_rig() -> None:
-    """Skip in one line where no cluster can run; in CI that is a failure."""
-    if reason := tools.why_not():
-        if os.environ.get("CI") == "true" or os.environ.get("ORCH_REQUIRE_CLUSTER") == "1":
-            pytest.fail(f"{reason}, and this run must not do without", pytrace=False)
-        pytest.skip(reason)
-
-
 @pytest.fixture
 def api(cluster: Cluster, namespace: str) -> Api:
     """The product's door to the API server, as administrator, in the test's namespace."""
@@ -74,11 +68,10 @@ def sweeps_defined(cluster: Cluster) -> None:
 
 
 @pytest.fixture(scope="session")
-def images(cluster: Cluster) -> dict[str, str]:
+def images(cluster: Cluster, built_images: Path) -> dict[str, str]:
     """Our own images on the nodes, by digest: `controller` on all, `trainer` (6.7 GB) on the first alone."""
-    folder = built.folder()
-    [controller] = cluster.load(folder / "controller")
-    [trainer] = cluster.load(folder / "trainer", cluster.nodes[0])
+    [controller] = cluster.load(built_images / "controller")
+    [trainer] = cluster.load(built_images / "trainer", cluster.nodes[0])
     return {"controller": controller, "trainer": trainer}
 
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from tests.cluster.conftest import require_rig
+from tests.cluster.requirements import require_rig
 from tests.cluster.rig import tools
 
 

@@ -209,7 +209,7 @@ def test_what_was_stored_outlives_the_control_plane(cluster: Cluster, namespace:
         cluster.stop(program, signal.SIGKILL)
     refused = cluster.kubectl("get", "namespaces", check=False)
     assert refused.returncode == 1
-    assert "connection refused" in refused.stderr
+    assert "refused" in refused.stderr
 
     for program in ("etcd", "kube-apiserver"):
         cluster.start(program)

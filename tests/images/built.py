@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from functools import cache
 from pathlib import Path
 
 from tests.cluster.rig import tools
@@ -13,7 +12,6 @@ ROOT = Path(__file__).resolve().parents[2]
 HOME = Path("/var/tmp/orch-images")
 
 
-@cache
 def folder() -> Path:
     """`make images IMAGE_DIR=DIR` wrote it and DIR is in the environment, else the images are built here.
 

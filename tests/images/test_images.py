@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import require_rig
-from tests.images import built
 from tests.images.layout import Image, read_image, unpack
 
 pytestmark = pytest.mark.cluster
@@ -23,23 +21,18 @@ OURS = ("orchestrator/", "trainer/", "orch-")
 
 
 @pytest.fixture(scope="module", params=["controller", "trainer"])
-def image(request: pytest.FixtureRequest) -> Image:
-    return saved(request.param)
+def image(request: pytest.FixtureRequest, built_images: Path) -> Image:
+    return read_image(built_images / request.param)
 
 
 @pytest.fixture(scope="module")
-def controller() -> Image:
-    return saved("controller")
+def controller(built_images: Path) -> Image:
+    return read_image(built_images / "controller")
 
 
 @pytest.fixture(scope="module")
-def trainer() -> Image:
-    return saved("trainer")
-
-
-def saved(name: str) -> Image:
-    require_rig()  # what builds a cluster builds images
-    return read_image(built.folder() / name)
+def trainer(built_images: Path) -> Image:
+    return read_image(built_images / "trainer")
 
 
 def packages(image: Image) -> set[str]:
