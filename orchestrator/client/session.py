@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.client.given_up import with_given_up
 from orchestrator.cluster.base import Cluster
 from orchestrator.controller.loop import Controller
 from orchestrator.controller.memory import Memory
@@ -176,7 +177,8 @@ class Session(ABC):
     def states(self, stored: Stored) -> tuple[RunState, ...]:
         """Where each run of a sweep is now."""
         observed = self.observe(stored)
-        return run_states(stored.sweep, stored.runs, observed, time.time(), self._max_memory)
+        states = run_states(stored.sweep, stored.runs, observed, time.time(), self._max_memory)
+        return with_given_up(stored.name, states, stored.status)
 
     def settled(self, stored: Stored) -> bool:
         """Whether a controller would find nothing to do or wait for; it may have told something older."""

@@ -91,6 +91,13 @@ def _ours(record: Record, job: ObservedJob) -> bool:
     return stage != "train" or record.config_digest in (None, job.annotations.get(ANNOTATION_DIGEST))
 
 
+def _stranger(record: Record, job: ObservedJob) -> str:
+    """Of what a record speaks that is not ours: of another config, when it has the run's name."""
+    if (record.run_id, record.stage) == (job.annotations.get(ANNOTATION_RUN), job.labels.get(LABEL_STAGE)):
+        return f"its record speaks of config {str(record.config_digest)[:8]}, not of this run's"
+    return f"its record speaks of {record.run_id!r}, not of this attempt"
+
+
 _PREEMPTED = {"PreemptionByScheduler", "EvictionByEvictionAPI", "TerminationByKubelet"}
 _NODE_LOST = {"DeletionByTaintManager", "DeletionByPodGC"}
 _EXIT_CLASS: Mapping[int, FailureClass] = {
@@ -202,7 +209,7 @@ def _exit_code(seen: Seen) -> Verdict | None:
     code = seen.exit_code
     if code is None:
         return None
-    note = f"; its record speaks of {seen.foreign.run_id!r}, not of this attempt" if seen.foreign else ""
+    note = f"; {_stranger(seen.foreign, seen.job)}" if seen.foreign else ""
     tail = seen.pod.message if seen.pod and not seen.foreign else ""
     if code == 0:
         return FailureClass.UNVERIFIED, f"exit 0 without a done record{note}"

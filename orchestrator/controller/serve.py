@@ -19,7 +19,7 @@ from orchestrator.cluster.kube.limiter import Limiter
 from orchestrator.cluster.kube.watched import WatchedCluster
 from orchestrator.cluster.kube.workqueue import Retries, WorkQueue
 from orchestrator.controller import logs
-from orchestrator.controller.loop import Controller
+from orchestrator.controller.loop import Controller, Turn
 from orchestrator.controller.metrics import Metrics
 from orchestrator.controller.probes import Probes
 from orchestrator.errors import NotFoundError, UserError
@@ -118,8 +118,7 @@ class Service:
             self.queue.add_rate_limited(name)
         else:
             self.queue.forget(name)
-            usual_s = FINISHED_AGAIN_S if turn.status.finished else UNFINISHED_AGAIN_S
-            self.queue.add_after(name, usual_s if turn.again_s is None else turn.again_s)
+            self.queue.add_after(name, next_turn_s(turn))
             self._metrics.turned(name, turn.status, time.monotonic() - began)
 
     def healthy(self) -> str:
@@ -136,6 +135,15 @@ class Service:
         missing = [one.name for one in self.cluster.reflectors.values() if not one.synced.is_set()]
         faults = [one.fault for one in self.cluster.reflectors.values() if one.fault]
         return "; ".join(([f"waiting for {', '.join(missing)}"] if missing else []) + faults)
+
+
+def next_turn_s(turn: Turn) -> float:
+    """In how many seconds a sweep is looked at again though nothing changes.
+
+    A status that is to be told only later must not keep the controller from looking: clocks run meanwhile.
+    """
+    usual_s = FINISHED_AGAIN_S if turn.status.finished else UNFINISHED_AGAIN_S
+    return usual_s if turn.again_s is None else min(usual_s, turn.again_s)
 
 
 def serve(namespace: str | None, profile_path: Path | None, port: int) -> int:

@@ -18,7 +18,7 @@ from orchestrator.controller.outcome import (
     gpu_seconds,
     outcome,
 )
-from orchestrator.controller.retry import after_failure, overrides_after
+from orchestrator.controller.retry import after_failure, bad_nodes, overrides_after
 from orchestrator.controller.world import NOTHING, World
 from orchestrator.sweep.naming import ANNOTATION_DIGEST, split_run_id
 
@@ -100,5 +100,8 @@ def _record(world: World, job: ObservedJob, result: Outcome) -> AttemptRecord:
     )
     if record.state == "done":
         return record
+    # Its own fault may be the one that makes its node a bad one.
+    known = bad_nodes([*world.observed.records.values(), record])
+    limits = replace(limits, bad_nodes=known)
     verdict = after_failure([*former, record], limits, world.observed.control.retry)
     return record.model_copy(update={"remedy": verdict.why})

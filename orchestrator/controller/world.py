@@ -179,7 +179,7 @@ class World:
                 "failed", attempt, record=history.last, failure=FailureClass.CONFIG, evidence=evidence
             )
         made = self.observed.created.get(name, 0)
-        if made > self.sweep.spec.retry.lost:
+        if made > self.sweep.spec.retry.lost and name not in self.observed.control.retry:
             evidence = f"its Job {name} was made {made} times and vanished each time without a record"
             return Next("failed", attempt, record=history.last, failure=FailureClass.LOST, evidence=evidence)
         return None

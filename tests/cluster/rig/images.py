@@ -67,14 +67,15 @@ def load_own(rig: Rig, node: Node, binaries: Path) -> None:
     """Give a node the pause image, without which no pod starts, and the image with busybox and kubectl."""
     kubectl = binaries / "kubectl"
     for name, programs in ((PAUSE_IMAGE, []), (TOOLS_IMAGE, [kubectl])):
-        load(rig, _build(name, programs), [node])
+        load(rig, build(name, programs), [node])
 
 
-def _build(name: str, programs: list[Path]) -> Path:
+def build(name: str, programs: list[Path]) -> Path:
     """A docker archive of busybox and the given programs, from the cache when it was made before."""
     busybox = Path(shutil.which("busybox") or "busybox")
     made_of = hashlib.sha256(CONTAINERFILE.encode() + busybox.read_bytes())
-    made_of.update("".join(str(program) for program in programs).encode())
+    for program in programs:
+        made_of.update(program.name.encode() + program.read_bytes())
     archive = tools.cache() / "images" / f"{name.replace('/', '_')}-{made_of.hexdigest()[:12]}.tar"
     if archive.exists():
         return archive

@@ -195,6 +195,13 @@ def test_classify_shows_the_end_of_an_error() -> None:
     assert len(evidence) <= 600
 
 
+def test_classify_says_of_what_a_strange_record_speaks() -> None:
+    other = classify(a_job(a_pod(0, message=said("done", 0, run_id="lr1e5-cdcdcdcd"))))
+    assert other.evidence.endswith("its record speaks of 'lr1e5-cdcdcdcd', not of this attempt")
+    forged = classify(a_job(a_pod(0, message=said("done", 0, config_digest="cd" * 32))))
+    assert forged.evidence.endswith("its record speaks of config cdcdcdcd, not of this run's")
+
+
 def test_classify_tells_where_and_when() -> None:
     outcome = classify(a_job(a_pod(0, message=DONE)))
     assert (outcome.node, outcome.started_at, outcome.finished_at) == ("n1", 100.0, 160.0)

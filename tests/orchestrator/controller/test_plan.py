@@ -115,6 +115,9 @@ def test_plan_makes_the_same_attempt_again_when_its_job_vanished() -> None:
     scene.cluster.made.pop(name)
     assert scene.plan().actions == ()
     assert (scene.state("r0").state, scene.state("r0").failure) == ("failed", "lost")
+    scene.control = Control(retry=[name])
+    scene.turn()
+    assert scene.live("train") == [name], "its user wants it all the same"
 
 
 RETRIES = {
@@ -190,6 +193,8 @@ def test_plan_avoids_a_node_after_two_faults_of_its_gpu() -> None:
         scene.turn()
         avoided.append(scene.requests[scene.job(run)].request.avoid_nodes)
     assert avoided == [(), ("bad",)]
+    remedies = [record.get("remedy") for record in scene.cluster.stored_records.values()]
+    assert remedies[-2:] == ["tried again (1 of 5)", "tried again (1 of 5): away from bad"]
 
 
 def test_plan_starts_no_attempt_while_a_pod_of_the_former_lives() -> None:

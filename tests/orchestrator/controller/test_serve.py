@@ -1,0 +1,24 @@
+"""When a sweep is looked at again."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.controller.loop import Turn
+from orchestrator.controller.serve import FINISHED_AGAIN_S, UNFINISHED_AGAIN_S, next_turn_s
+from orchestrator.controller.status import SweepStatus
+
+CASES = {
+    "it goes on": (False, None, UNFINISHED_AGAIN_S),
+    "something is due soon": (False, 2.0, 2.0),
+    "its GPU-hours are to be told in ten minutes": (False, 590.0, UNFINISHED_AGAIN_S),
+    "nothing is left to do": (True, None, FINISHED_AGAIN_S),
+    "its last status is not told yet": (True, 1.5, 1.5),
+}
+
+
+@pytest.mark.parametrize(("finished", "again_s", "expected"), CASES.values(), ids=CASES)
+def test_a_sweep_is_looked_at_as_usual_or_sooner(
+    finished: bool, again_s: float | None, expected: float
+) -> None:
+    assert next_turn_s(Turn(SweepStatus(finished=finished), again_s)) == expected
