@@ -235,11 +235,11 @@ class KubeCluster(Cluster):
 
     def _list(self, resource: Resource, selector: str) -> Iterator[bytes]:
         for page in self.api.pages(self._path(resource), labelSelector=selector):
-            yield from map(bytes, _PAGE.decode(page).items)
+            yield from map(bytes, _PAGE.decode(page).items or ())
 
 
 class _Page(msgspec.Struct):
-    items: list[msgspec.Raw] = []
+    items: list[msgspec.Raw] | None = None
 
 
 _PAGE = msgspec.json.Decoder(_Page)
