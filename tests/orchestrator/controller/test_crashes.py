@@ -6,7 +6,6 @@ controller, which does not know, goes on.
 
 from __future__ import annotations
 
-import copy
 import json
 import random
 from collections import Counter
@@ -25,7 +24,6 @@ from orchestrator.controller.loop import Controller
 from orchestrator.controller.serve import HOURS_EVERY_S, TELL_EVERY_S
 from orchestrator.errors import ClusterError
 from orchestrator.profile import Profile
-from orchestrator.render import render, template
 from orchestrator.sweep.naming import LABEL_RUN, LABEL_STAGE
 from tests.orchestrator.cluster.kube.apistore import Asked, Json, store
 from tests.orchestrator.controller.jobworld import (
@@ -38,7 +36,7 @@ from tests.orchestrator.controller.jobworld import (
     Process,
     ProcessApi,
 )
-from tests.orchestrator.controller.scene import a_sweep
+from tests.orchestrator.controller.scene import a_sweep, filled_once
 
 SWEEP = a_sweep(
     4,
@@ -230,17 +228,7 @@ def _timeless(value: Json) -> Json:
 
 @pytest.fixture(scope="module", autouse=True)
 def templates_are_filled_once() -> Iterator[None]:
-    """Every play makes the same Jobs: half its time would go into reading the same YAML."""
-    filled: dict[str, Json] = {}
-
-    def cached(name: str, context: Json) -> Json:
-        key = json.dumps([name, context], sort_keys=True)
-        if key not in filled:
-            filled[key] = template.fill(name, context)
-        return copy.deepcopy(filled[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(render, "fill", cached)
+    with filled_once():
         yield
 
 
@@ -336,9 +324,10 @@ def test_a_controller_struck_again_and_again_changes_nothing(whole: Play, seed: 
             return None
         return Blow(call, chance.choice(["die", "reset"]), chance.random() < 0.5)
 
-    play = Play(often, writers=1 + 3 * (seed % 2)).run()
+    play = Play(often, writers=1 + 3 * (seed % 2), late=lambda: chance.random() < 0.3).run()
     assert play.deaths
-    play.blows = lambda call: None
+    play.blows, play.late = (lambda call: None), (lambda: False)
+    play.turn()
     check(play, whole)
 
 
