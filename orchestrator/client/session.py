@@ -171,7 +171,7 @@ class Session(ABC):
             control=stored.control,
             uid=uid,
             unreadable=frozenset(written) - frozenset(records),
-            warnings=Memory(str(uid)).warnings(pending, now, self.cluster.warnings),
+            said=Memory(str(uid)).said(pending, now, self.cluster.said),
         )
 
     def states(self, stored: Stored) -> tuple[RunState, ...]:

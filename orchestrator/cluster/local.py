@@ -159,11 +159,15 @@ class LocalCluster(Cluster):
         with door(self.root):
             return self._folder(name).root.exists()
 
-    def warnings(self, job: ObservedJob) -> tuple[Event, ...]:
-        """None: whatever keeps a process from starting here ends it."""
+    def said(self, job: ObservedJob) -> tuple[Event, ...]:
+        """Nothing: whatever keeps a process from starting here ends it."""
         return ()
 
-    def delete_job(self, name: str) -> None:
+    def refreshed(self, job: ObservedJob) -> ObservedJob:
+        """As it is: nothing here is hearsay."""
+        return job
+
+    def delete_job(self, name: str, uid: str | None = None) -> None:
         """Ask the Job to end and return: SIGTERM now, SIGKILL after its grace; recorded, it goes from `jobs`.
 
         One that does not run goes at once. Its log stays readable.

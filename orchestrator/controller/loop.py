@@ -223,9 +223,10 @@ class Controller:
         records = self._read(name, written)
         now, uid = self.clock(), stored["metadata"].get("uid")
         memory = self._memory(name, uid)
-        warnings = memory.warnings(
-            (job for job in jobs if job.name not in written), now, self.cluster.warnings
-        )
+        said = memory.said((job for job in jobs if job.name not in written), now, self.cluster.said)
+        since = memory.since((job for job in jobs if job.name not in written), now, said)
+        if overdue := memory.overdue(now):
+            jobs = tuple(self.cluster.refreshed(job) if job.name in overdue else job for job in jobs)
         return Observed(
             jobs=jobs,
             records=records,
@@ -234,8 +235,8 @@ class Controller:
             created=memory.created,
             conflicts=memory.conflicts(now, self.cluster.taken),
             unreadable=frozenset(written) - frozenset(records),
-            since=memory.since(jobs, now, warnings),
-            warnings=warnings,
+            since=since,
+            said=said,
         )
 
     def _memory(self, name: str, uid: str | None) -> Memory:
@@ -253,12 +254,12 @@ class Controller:
         created = [one for one in todo if isinstance(one, CreateJob)]
         self._each(lambda record: self._record(name, record), records)
         self._each(lambda job: self.cluster.retire_job(job, self.profile.keep_jobs_s), retired)
-        for one in deleted:
-            LOG.info("controller: deletes %s: %s", one.name, one.reason)
-            self.cluster.delete_job(one.name)
+        refusal = self._delete(deleted)
         made: list[Created] = []
         for first in range(0, len(created), CREATES_AT_ONCE):
             made += self._each(lambda one: self._create(name, one), created[first : first + CREATES_AT_ONCE])
+        if refusal:
+            raise refusal  # told once everything else is done
         if Created.GOING in made:
             return GOING_AGAIN_S
         # There may be more to make; and of a conflict the runs fail at once, and say why.
@@ -273,6 +274,17 @@ class Controller:
     def _record(self, name: str, record: AttemptRecord) -> None:
         LOG.info("controller: %s %s: %s", record.job, record.failure or "done", record.evidence)
         self.cluster.put_record(name, record.job, record.to_json())
+
+    def _delete(self, jobs: Iterable[DeleteJob]) -> JobRefusedError | None:
+        """End them; what the cluster says to the last one that may not be deleted."""
+        refusal = None
+        for one in jobs:
+            LOG.info("controller: deletes %s: %s", one.name, one.reason)
+            try:
+                self.cluster.delete_job(one.name, one.uid)
+            except JobRefusedError as error:
+                refusal = error
+        return refusal
 
     def _create(self, name: str, action: CreateJob) -> Created:
         manifest = render_job(action.request, self.profile, check_schema=self.check_schema)

@@ -44,6 +44,7 @@ class DeleteJob:
     """Delete a Job and end its pods."""
 
     name: str
+    uid: str
     reason: str
 
 
@@ -178,7 +179,7 @@ def _deletions(world: World) -> Iterator[DeleteJob]:
     for job in world.observed.jobs:
         record = world.observed.records.get(job.name)
         if record and not job.finished and not job.deleting:
-            yield DeleteJob(job.name, record.evidence)
+            yield DeleteJob(job.name, job.uid, record.evidence)
 
 
 def _wanted(

@@ -244,7 +244,8 @@ def _held(world: World) -> Condition | None:
     ]
     if not held:
         return None
-    failure, count = Counter(one.failure for one in held).most_common(1)[0]
+    counts = Counter(one.failure for one in held)
+    failure, count = max(sorted(counts.items()), key=lambda one: one[1])
     evidence = next(one.evidence for one in held if one.failure is failure)
     said = f"{count} Jobs do not get on" if count > 1 else "a Job does not get on"
     reason = failure[:1].upper() + failure[1:]

@@ -17,7 +17,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclass
 class Teller:
-    """A status is told at most every `every_s`, and every `hours_every_s` when only its GPU-hours are new."""
+    """A status is told at most every `every_s`, and every `hours_every_s` when its essence is as before."""
 
     cluster: Cluster
     every_s: float = 0.0
@@ -31,9 +31,8 @@ class Teller:
         value = status.to_json()
         if value == before:
             return None
-        # GPU-hours grow as long as a Job runs, and every write wakes the controller anew.
-        alone = {**value, "gpuHours": 0} == {**(before or {}), "gpuHours": 0}
-        every_s = self.hours_every_s if alone else self.every_s
+        # GPU-hours and a scheduler's words change as long as a Job runs or waits; every write wakes us anew.
+        every_s = self.hours_every_s if _essence(value) == _essence(before or {}) else self.every_s
         left_s = self._told_at.get(name, -every_s) + every_s - now
         if left_s > 0 and not status.finished:
             return left_s
@@ -49,3 +48,9 @@ class Teller:
     def forget(self, name: str) -> None:
         """Drop what is kept of a sweep that is gone."""
         self._told_at.pop(name, None)
+
+
+def _essence(status: Mapping[str, Any]) -> dict[str, Any]:
+    """A status but for its GPU-hours and the words of its conditions."""
+    conditions = [{**one, "message": ""} for one in status.get("conditions") or []]
+    return {**status, "gpuHours": 0, "conditions": conditions}

@@ -73,15 +73,15 @@ class Scene:
     def observed(self) -> Observed:
         jobs, now = tuple(self.cluster.made.values()), self.cluster.now
         records = read_records(self.cluster.stored_records)
-        warnings = self.memory.warnings(jobs, now, self.cluster.warnings)
+        said = self.memory.said(jobs, now, self.cluster.said)
         return Observed(
             jobs=jobs,
             records=records,
             control=self.control,
             created=self.created,
             unreadable=frozenset(self.cluster.stored_records) - frozenset(records),
-            since=self.memory.since(jobs, now, warnings),
-            warnings=warnings,
+            since=self.memory.since(jobs, now, said),
+            said=said,
         )
 
     def plan(self) -> Plan:
