@@ -203,6 +203,23 @@ def why(session: Session, run: RunName, output: As = Output.TEXT) -> None:
 
 @app.command()
 @placed
+def top(
+    session: Session,
+    output: As = Output.TEXT,
+    watch: Annotated[bool, typer.Option("-w", "--watch", help="Show again until Ctrl-C.")] = False,
+) -> None:
+    """Show who uses which GPUs, and what waits for what."""
+    from orchestrator.client import top as tops
+    from orchestrator.commands.top import show
+
+    if output is Output.JSON:
+        print_json(tops.to_json(tops.top(session)))
+    else:
+        show(session, watch=watch)
+
+
+@app.command()
+@placed
 def render(session: Session, file: File, run: RunName) -> None:
     """Print the Kubernetes Job that a RUN of FILE becomes, checked against batch/v1."""
     from orchestrator.client.manifest import manifest

@@ -122,6 +122,28 @@ def _measured(cluster: LocalCluster, file: Path, *measured: Run) -> None:
          finished_at=90.0)  # fmt: skip
 
 
+# top
+
+
+def test_top_says_what_waits_and_what_to_do(orch: Orch, file: Path) -> None:
+    orch("submit", file)
+    said = orch("top").out
+    assert "waits: night: 2 runs (lr1e5, lr2e5): controller: no controller works; submit its file" in said
+    found = json.loads(orch("top", "-o", "json").out)
+    assert [one["reason"] for one in found["waiting"]] == ["controller"]
+    assert (found["gpus"], found["using"]) == (0, [])
+    assert found["sweeps"][0]["submitted_by"] == getpass.getuser()
+
+
+def test_top_tells_of_a_sweep_that_no_longer_expands(orch: Orch, file: Path, dump: Path) -> None:
+    orch("submit", file)
+    stored = dump / ".orch" / "sweeps" / "night.json"
+    stored.write_text(stored.read_text().replace('"max_steps"', '"max_stepz"'))
+    [found] = json.loads(orch("top", "-o", "json").out)["waiting"]
+    assert (found["reason"], found["runs"]) == ("refused", [])
+    assert "max_stepz" in found["message"]
+
+
 # plan
 
 
