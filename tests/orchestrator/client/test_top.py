@@ -124,7 +124,7 @@ def queued() -> Scene:
 FULL = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu"
 CASES: dict[str, tuple[Callable[[], Scene], str, str, str]] = {
     "a fetch comes first": (fetching, "r1", "fetch", "model and data come; its Job has no pod yet"),
-    "another goes first": (lambda: started(three(canary=True), "r0"), "r2", "canary", "run r0 goes first and has not"),
+    "another goes first": (lambda: started(three(canary=True), "r0"), "r2", "canary", "run r0 goes first"),
     "the window is full": (
         lambda: started(three(parallelism=1), "r0", ready=True), "r1",
         "parallelism", "1 of at most 1 Jobs",
