@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator import cli_control, cli_install
+from orchestrator import cli_control, cli_install, cli_oncall
 from orchestrator.cli_options import (
     As,
     File,
@@ -203,23 +203,6 @@ def why(session: Session, run: RunName, output: As = Output.TEXT) -> None:
 
 @app.command()
 @placed
-def top(
-    session: Session,
-    output: As = Output.TEXT,
-    watch: Annotated[bool, typer.Option("-w", "--watch", help="Show again until Ctrl-C.")] = False,
-) -> None:
-    """Show who uses which GPUs, and what waits for what."""
-    from orchestrator.client import top as tops
-    from orchestrator.commands.top import show
-
-    if output is Output.JSON:
-        print_json(tops.to_json(tops.top(session)))
-    else:
-        show(session, watch=watch)
-
-
-@app.command()
-@placed
 def render(session: Session, file: File, run: RunName) -> None:
     """Print the Kubernetes Job that a RUN of FILE becomes, checked against batch/v1."""
     from orchestrator.client.manifest import manifest
@@ -247,6 +230,7 @@ def controller(
     raise typer.Exit(serve(namespace, options.profile, port))
 
 
+cli_oncall.register(app)
 cli_control.register(app)
 cli_install.register(app)
 

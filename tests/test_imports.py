@@ -18,7 +18,7 @@ CONTRACT = {"config", "flags", "layout", "results"}
 
 LAYERS = [
     {"cli"},
-    {"cli_control", "cli_install"},
+    {"cli_control", "cli_install", "cli_oncall"},
     {"cli_say"},
     {"cli_options"},
     {"commands"},

@@ -224,6 +224,11 @@ class GcConfig(Settings):
     delete: bool = Field(False, description="Remove it. Default: only say what would go.")
     json_output: bool = Field(False, description="Say it as one JSON value.")
 
+    @property
+    def age_s(self) -> float:
+        """`older_than` in seconds."""
+        return float(self.older_than[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[self.older_than[-1]]
+
 
 def explicit(settings: Settings) -> dict[str, Any]:
     """The fields that differ from their defaults, as JSON values, in field order."""

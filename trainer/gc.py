@@ -25,7 +25,6 @@ from trainer.results import Leftover, LeftoverKind, Tidied
 
 TEMPORARY_S = 24 * 3600.0
 """What is written aside stays at least this long after its last write, whatever age was asked for."""
-UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -59,7 +58,7 @@ def tidy(config: GcConfig, now: float | None = None) -> Tidied:
 
 def find(config: GcConfig, now: float) -> Iterator[Found]:
     """Everything that may go, run by run, then what killed writers left."""
-    dump, age_s = Dump(Path(config.dump)), seconds(config.older_than)
+    dump, age_s = Dump(Path(config.dump)), config.age_s
     for sweep in config.sweeps or dump.sweeps():
         for folder in dump.runs(sweep):
             name = f"{sweep}/{folder.root.name}"
@@ -69,11 +68,6 @@ def find(config: GcConfig, now: float) -> Iterator[Found]:
             if name in config.unfinished:
                 yield from _unfinished(folder, now, age_s)
     yield from _temporary(dump, config, now, max(age_s, TEMPORARY_S))
-
-
-def seconds(span: str) -> float:
-    """Seconds of `36h` or `14d`."""
-    return float(span[:-1]) * UNITS_S[span[-1]]
 
 
 def done_at(folder: RunFolder) -> float | None:

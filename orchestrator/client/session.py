@@ -81,6 +81,11 @@ class Session(ABC):
         """The place, in a sentence: `here, in dump`."""
 
     @property
+    def namespace(self) -> str | None:
+        """The namespace of a cluster; None on this machine."""
+        return None
+
+    @property
     @abstractmethod
     def profile(self) -> Profile:
         """The lab's defaults there."""

@@ -12,7 +12,7 @@ import shutil
 import signal
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from orchestrator.cluster import supervisor
 from orchestrator.cluster.base import Change, Cluster, Created, Event, ObservedJob
 from orchestrator.cluster.jobfolder import JobFolder, asked_gpus
 from orchestrator.cluster.joblog import follow_log, last_lines
+from orchestrator.cluster.leftovers import Leftovers, remove
 from orchestrator.cluster.objects import Objects
 from orchestrator.cluster.slots import Ask, Slots, assign, detect, unschedulable
 from orchestrator.cluster.statefiles import checked_name, door, read_state, stamps
@@ -30,6 +31,7 @@ from orchestrator.errors import ClusterError, NotFoundError, UserError
 from orchestrator.profile import Profile
 from orchestrator.sweep.naming import LABEL_SWEEP
 from trainer.layout import Dump, remove_asides, write_json
+from trainer.results import Leftover
 
 LOG = logging.getLogger(__name__)
 POLL_S = 0.2
@@ -216,6 +218,18 @@ class LocalCluster(Cluster):
                     return
                 time.sleep(min(pause, left))
                 pause = min(pause * 1.25, SLOWEST_POLL_S)
+
+    def tidy(self, before: float, sweeps: Collection[str] = (), *, delete: bool) -> list[Leftover]:
+        """What of the state ended before `before` (Unix seconds) and is not needed; with `delete` it goes."""
+        left = Leftovers(self.root, before, sweeps)
+        with door(self.root):
+            if not delete:
+                return [about for _, about in left.find()]
+            with self._lock():
+                found = list(left.find())
+                for path, _ in found:
+                    remove(path)
+        return [about for _, about in found]
 
     # What the Job controller, scheduler and garbage collector do in a cluster
 
