@@ -13,7 +13,8 @@ from orchestrator.client.why import held
 from orchestrator.cluster.base import ObservedJob, ObservedPod
 from orchestrator.controller.observed import attempt_of, runs_of, unit_of
 from orchestrator.controller.plan import plan
-from orchestrator.controller.world import World, settled
+from orchestrator.controller.settling import settled
+from orchestrator.controller.world import World
 from orchestrator.errors import NotFoundError, SweepError
 
 

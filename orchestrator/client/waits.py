@@ -6,12 +6,13 @@ The order of the rules is that of the controller's own decisions: what holds the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from orchestrator.cluster.base import ObservedJob
 from orchestrator.controller.observed import unit_of
+from orchestrator.controller.outcome import FailureClass
 from orchestrator.controller.plan import CreateJob, Plan, released
 from orchestrator.controller.requests import fetch_unit, measure_fetch
 from orchestrator.controller.status import FINAL, RunState
@@ -83,32 +84,36 @@ def wait_of(view: View, state: RunState) -> Wait | None:
     return next((wait for rule in rules if (wait := rule(view, state))), None)
 
 
-def stuck(view: View, job: ObservedJob) -> Wait | None:
+def standing(view: View, job: ObservedJob) -> Wait | None:
     """Why a Job has no pod at work; None when it has one."""
+    known = view.world.causes.get(job.name)
+    if known:
+        queue = view.world.sweep.spec.scheduling.queue if job.suspended else None
+        said = f"{known.evidence} ({queue})" if queue else known.evidence
+        ends = f"it is ended after {known.ends_after_s:.0f} s of this" if known.ends_after_s else ""
+        reason = "queue" if job.suspended else _REASONS.get(known.failure, "starting")
+        return Wait(reason, said, ends, job.name)
     if any(pod.phase == "Running" for pod in job.pods):
         return None
     if job.deleting:
         return Wait("ending", "its Job is being deleted", on=job.name)
-    queue = view.world.sweep.spec.scheduling.queue
-    if job.suspended:
-        said = f"queue {queue} has not admitted its Job" if queue else "its Job is suspended"
-        return Wait("queue", said, "`kubectl describe workloads` shows its place", job.name)
-    pod = next(iter(job.pods), None)
+    pod = next((pod for pod in job.pods if pod.living), None)
     if pod is None and view.remote:
-        return Wait("starting", "its Job has no pod yet", f"`kubectl describe job {job.name}`", job.name)
+        return Wait("starting", "its Job has no pod yet", on=job.name)
     if pod is None:
         return Wait("unschedulable", "no GPU of this machine is free for it", on=job.name)
-    said = ": ".join(filter(None, (pod.waiting_reason, pod.waiting_message))) or "its pod starts"
-    unscheduled = "PodScheduled" in pod.conditions or pod.waiting_reason == "Unschedulable"
-    return Wait("unschedulable" if unscheduled else "starting", said, on=job.name)
+    return Wait("starting", pod.waiting_reason or "its pod starts", on=job.name)
+
+
+_REASONS: Mapping[FailureClass, Reason] = {
+    FailureClass.UNSCHEDULABLE: "unschedulable",
+    FailureClass.NODE_LOST: "ending",
+}
 
 
 def _own_job(view: View, state: RunState) -> Wait | None:
     job = view.live.get(state.job or "")
-    wait = stuck(view, job) if job else None
-    if wait and state.evidence:  # the controller knows more than the pod says
-        return replace(wait, message=state.evidence, remedy=state.remedy or wait.remedy)
-    return wait
+    return standing(view, job) if job else None
 
 
 def _held(view: View, state: RunState) -> Wait | None:
@@ -158,7 +163,7 @@ def _shared(view: View, unit: str, reason: Literal["fetch", "baseline"], said: s
     job = next((one for one in view.world.live_jobs if unit_of(one).id == unit), None)
     if job is None:
         return None
-    why = stuck(view, job)
+    why = standing(view, job)
     return Wait(
         reason, f"{said}; {why.message}" if why else f"{said} first", why.remedy if why else "", job.name
     )

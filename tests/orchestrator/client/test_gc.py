@@ -13,7 +13,8 @@ from orchestrator.client.gc import kept, over
 from orchestrator.client.session import Session
 from orchestrator.commands.gc import collect
 from orchestrator.controller.observed import Control
-from orchestrator.controller.world import World, settled
+from orchestrator.controller.settling import settled
+from orchestrator.controller.world import World
 from orchestrator.errors import RenderError
 from orchestrator.profile import Profile
 from orchestrator.render.tidy import render_tidy

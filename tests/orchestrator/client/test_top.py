@@ -11,10 +11,11 @@ import pytest
 from orchestrator.client.session import Stored
 from orchestrator.client.top import Top, of_sweep, to_json
 from orchestrator.client.waits import View, waits
-from orchestrator.cluster.base import Condition, ObservedPod
+from orchestrator.cluster.base import ObservedPod
 from orchestrator.commands.top import draw
 from orchestrator.controller.observed import Control
-from orchestrator.controller.world import World, settled
+from orchestrator.controller.settling import settled
+from orchestrator.controller.world import World
 from orchestrator.screen import console
 from orchestrator.sweep.naming import ANNOTATION_SUBMITTER
 from tests.orchestrator.controller.scene import Scene, a_sweep
@@ -133,14 +134,10 @@ CASES: dict[str, tuple[Callable[[], Scene], str, str, str]] = {
     "no GPU-hours are left": (halted, "r2", "halted", "1 GPU-hours are used"),
     "its former pod lives": (fenced, "r0", "ending", "a pod of its last attempt"),
     "its Job has no pod": (three, "r0", "starting", "its Job has no pod yet"),
-    "a queue admits it": (queued, "r0", "queue", "queue gpu has not admitted its Job"),
+    "a queue admits it": (queued, "r0", "queue", "waits for its queue to admit it (gpu)"),
     "no node fits": (
         lambda: with_pod(three(), "r0", waiting_reason="Unschedulable", waiting_message=FULL), "r0",
         "unschedulable", FULL,
-    ),
-    "no node fits, says a condition": (
-        lambda: with_pod(three(), "r0", conditions={"PodScheduled": Condition("SchedulerError", "x")}), "r0",
-        "unschedulable", "its pod starts",
     ),
     "its image is not there": (
         lambda: with_pod(three(), "r0", waiting_reason="ImagePullBackOff", waiting_message="no such tag"),
@@ -204,13 +201,10 @@ def test_on_one_machine_a_job_without_a_process_waits_for_its_gpus() -> None:
     assert why(three(), remote=False)["r0"][:2] == ("unschedulable", "no GPU of this machine is free for it")
 
 
-def test_what_the_controller_knows_of_a_job_is_told_before_what_its_pod_says() -> None:
-    scene = three()
-    seen = view(scene)
-    first, *others = seen.plan.states
-    knows = replace(first, evidence="FailedCreate: no such PriorityClass", remedy="make it")
-    [wait, *_] = waits(replace(seen, plan=replace(seen.plan, states=(knows, *others))))
-    assert (wait.message, wait.remedy) == ("FailedCreate: no such PriorityClass", "make it")
+def test_what_ends_by_itself_says_when() -> None:
+    scene = with_pod(three(), "r0", waiting_reason="ImagePullBackOff", waiting_message="no such tag")
+    [wait] = [one for one, runs in waits(view(scene)).items() if "r0" in runs]
+    assert wait.remedy == "it is ended after 60 s of this"
 
 
 def test_uses_are_pods_with_their_gpus_and_hours() -> None:
