@@ -18,7 +18,8 @@ from rich.text import Text
 from orchestrator.client.plan import SweepPlan, counts
 from orchestrator.client.progress import BUSY, RunProgress, seconds_left
 from orchestrator.client.why import Account, held
-from orchestrator.controller.outcome import AttemptRecord
+from orchestrator.controller.advice import FAILURES
+from orchestrator.controller.outcome import AttemptRecord, FailureClass
 
 PIPE_WIDTH = 160
 BARS_FROM_WIDTH = 90
@@ -217,16 +218,20 @@ def attempt_line(one: AttemptRecord) -> str:
 def what_next(account: Account) -> str:
     """What happens to the run without anyone's doing, or what someone can do."""
     state = account.state
+    advice = FAILURES[state.failure or FailureClass.UNKNOWN]
     by_hand = f"`orch retry {account.sweep} {state.run.name}` gives it another attempt"
     if account.held and state.state in ("pending", "trained"):
         return account.held
+    waits = "it waits for a place; `orch top` tells what for"
+    if state.evidence and state.job and not (state.record and state.record.job == state.job):
+        waits = "; ".join(filter(None, (f"it waits: {state.evidence}", state.remedy)))
     return {
-        "pending": "it waits for a place; `orch status` tells whether a controller works on it",
+        "pending": waits,
         "running": f"attempt {state.attempts} runs",
         "trained": "its adapter waits to be evaluated",
         "evaluating": "its adapter is being evaluated",
         "done": "nothing: it is done",
-        "failed": f"nothing, {state.remedy or 'it is given up'}; {by_hand}",
+        "failed": f"nothing, {state.remedy or 'for it cannot be made'}; {advice}; {by_hand}",
         "cancelled": f"nothing; {by_hand}",
     }[state.state]
 

@@ -94,7 +94,7 @@ def _part(session: Session, value: dict[str, Any], now: float, led: bool) -> Top
         return Top(now, led)
     except SweepError as error:  # it no longer expands: the controller refuses it, too
         name, who = str(value["metadata"]["name"]), submitter(value)
-        said = held(value.get("status") or {}) or str(error)
+        said = held(value.get("status") or {}, name) or str(error)
         wait = Wait("refused", said, "correct its file and submit it again")
         return Top(now, led, waiting=(Waiting(name, who, wait, ()),))
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from orchestrator.cluster.base import ObservedJob
+from orchestrator.controller.advice import about
 from orchestrator.controller.observed import unit_of
 from orchestrator.controller.outcome import FailureClass
 from orchestrator.controller.plan import CreateJob, Plan, released
@@ -119,10 +120,11 @@ def _own_job(view: View, state: RunState) -> Wait | None:
 def _held(view: View, state: RunState) -> Wait | None:
     suspended, halted = view.conditions.get("Suspended"), view.conditions.get("Halted")
     if suspended:
-        return Wait("suspended", "its sweep starts no new Job", f"`orch resume {view.world.name}` goes on")
+        return Wait("suspended", "its sweep starts no new Job", about(suspended["reason"], view.world.name))
     # What halts a sweep halts trainings; adapters that exist are measured, unless no hours are left.
     if halted and (state.state == "pending" or halted["reason"] in ("GpuHoursUsed", "CannotRender")):
-        return Wait("halted", str(halted.get("message", "")))
+        remedy = about(halted["reason"], view.world.name)
+        return Wait("halted", str(halted.get("message", "")), remedy)
     return None
 
 
@@ -173,7 +175,7 @@ def _quota(view: View, state: RunState) -> Wait | None:
     refused = view.conditions.get("JobsRefused")
     if not refused:
         return None
-    return Wait("quota", str(refused.get("message", "")), "it is tried again every 30 s")
+    return Wait("quota", str(refused.get("message", "")), about(refused["reason"], view.world.name))
 
 
 def _window(view: View, state: RunState) -> Wait | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.client.session import Found, Session
+from orchestrator.controller.advice import about
 from orchestrator.controller.outcome import AttemptRecord
 from orchestrator.controller.requests import fetch_of, fetch_unit, measure_fetch
 from orchestrator.controller.status import RunState
@@ -37,11 +38,14 @@ def why(session: Session, text: str) -> Account:
     attempts = tuple(one for one in session.records(found.stored) if _concerns(one, found))
     failed = [one for one in attempts if one.state == "failed"]
     tail = _tail(session, failed[-1].job) if failed and state.state != "done" else ()
-    return Account(found.stored.name, state, attempts, tail, held(found.stored.status))
+    return Account(found.stored.name, state, attempts, tail, held(found.stored.status, found.stored.name))
 
 
-def held(status: Mapping[str, Any]) -> str:
-    """What keeps a sweep from going on, as its controller said it; empty when nothing does."""
+def held(status: Mapping[str, Any], sweep: str = "") -> str:
+    """What keeps a sweep from going on, as its controller said it; empty when nothing does.
+
+    With the name of the `sweep`, also what someone can do about it.
+    """
     by_type = {one["type"]: one for one in status.get("conditions") or []}
     for kind, word in (
         ("Suspended", "suspended"),
@@ -49,8 +53,10 @@ def held(status: Mapping[str, Any]) -> str:
         ("JobsRefused", "waits"),
         ("Waiting", "waits"),
     ):
-        if kind in by_type:
-            return f"{word}: {by_type[kind].get('message', '')}"
+        one = by_type.get(kind)
+        if one:
+            advice = about(one.get("reason", ""), sweep) if sweep else ""
+            return f"{word}: " + "; ".join(filter(None, (one.get("message", ""), advice)))
     accepted = by_type.get("Accepted", {})
     return f"refused: {accepted.get('message', '')}" if accepted.get("status") == "False" else ""
 

@@ -82,11 +82,15 @@ class Created(Enum):
 
 @dataclass(frozen=True)
 class Event:
-    """Something worth telling the owner of a sweep; `reason` is a CamelCase word that people search for."""
+    """Something worth telling the owner of a sweep; `reason` is a CamelCase word that people search for.
+
+    `moment`: the sweep `ended` or `halted`, which is told outside the cluster, too.
+    """
 
     reason: str
     message: str
     warning: bool = False
+    moment: str = ""
 
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]

@@ -46,6 +46,8 @@ GOING_AGAIN_S = 2.0
 CREATES_A_TURN = 50
 """Jobs made in one turn: what ended meanwhile is recorded before more are made."""
 CREATES_AT_ONCE = 8  # what is refused now would be refused fifty times
+NOTICES_S = 10.0
+"""At its end a controller waits so long for the webhook to take what ended."""
 OnStatus = Callable[[str, SweepStatus], None]
 T = TypeVar("T")
 R = TypeVar("R")
@@ -88,7 +90,7 @@ class Controller:
         self.check_schema = check_schema
         self._pool = ThreadPoolExecutor(writers, thread_name_prefix="writer") if writers > 1 else None
         self._memories: dict[str, Memory] = {}
-        self.teller = Teller(cluster, tell_every_s, hours_every_s)
+        self.teller = Teller(cluster, tell_every_s, hours_every_s, notify=lambda: self.profile.notify)
         self._read = RecordReader()
         self._expanded: dict[str, tuple[Any, Sweep, tuple[Run, ...]]] = {}
 
@@ -129,6 +131,7 @@ class Controller:
                 if until_done and all(told[name].finished for name in names):
                     break
             self.cluster.wait(min(again_s * 2**failures, max(self.poll_s, MAX_BACKOFF_S)))
+        self.teller.webhook.close(NOTICES_S)
         return told
 
     def step(self, name: str) -> Turn:
@@ -150,7 +153,7 @@ class Controller:
         except JobRefusedError as error:
             status, again_s = waiting(status, error), REFUSED_AGAIN_S
         told = stamped(status, stored.get("status"), stored["metadata"].get("generation"), self.clock())
-        later_s = self.teller.tell(name, stored.get("status"), told, self.clock())
+        later_s = self.teller.tell(name, stored, told, self.clock())
         return Turn(told, _soonest(again_s, later_s))
 
     def drain(self, name: str) -> None:

@@ -529,7 +529,7 @@ def test_why_tells_each_attempt_with_evidence_and_remedy(
         "  fetch 1: done: a done record\n"
         "  train 1: oomHost, after 42 s on n3: OOMKilled\n"
         "    then: tried again (1 of 2): memory 8Gi → 12Gi\n"
-        "  next: it waits for a place; `orch status` tells whether a controller works on it\n"
+        "  next: it waits for a place; `orch top` tells what for\n"
     )
 
 

@@ -104,6 +104,29 @@ def test_names_that_the_code_relies_on():
     assert leases == [[naming.CONTROLLER_LEASE]]
 
 
+def test_the_address_of_the_webhook_is_mounted_where_the_profile_says_and_no_right_is_needed():
+    objects = _by_name(bundle(Options()))
+    pod = objects["Deployment", "orch-controller"]["spec"]["template"]["spec"]
+    [volume] = [one for one in pod["volumes"] if "secret" in one]
+    assert volume["secret"] == {"secretName": "orch-notify", "optional": True}
+    [mount] = [one for one in pod["containers"][0]["volumeMounts"] if one["name"] == volume["name"]]
+    assert (
+        f'urlFile = "{mount["mountPath"]}/url"' in objects["ConfigMap", "orch-profile"]["data"]["orch.toml"]
+    )
+    rules = objects["Role", "orch-controller"]["rules"]
+    assert [rule for rule in rules if {"secrets", "*"} & set(rule["resources"])] == []
+
+
+def test_the_controller_may_reach_a_webhook_by_https():
+    [egress] = [
+        one["spec"]["egress"]
+        for (kind, name), one in _by_name(bundle(Options())).items()
+        if (kind, name) == ("NetworkPolicy", "orch-controller")
+    ]
+    open_ports = [port["port"] for rule in egress if "to" not in rule for port in rule["ports"]]
+    assert 443 in open_ports
+
+
 def test_nothing_installed_is_taken_for_a_job():
     from orchestrator.sweep.naming import LABEL_MANAGED_BY
 
