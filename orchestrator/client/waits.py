@@ -90,7 +90,7 @@ def standing(view: View, job: ObservedJob) -> Wait | None:
     known = view.world.causes.get(job.name)
     if known:
         queue = view.world.sweep.spec.scheduling.queue if job.suspended else None
-        said = f"{known.evidence} ({queue})" if queue else known.evidence
+        said = known.evidence.removeprefix("Unschedulable: ") + (f" ({queue})" if queue else "")
         ends = f"it is ended after {known.ends_after_s:.0f} s of this" if known.ends_after_s else ""
         reason = "queue" if job.suspended else _REASONS.get(known.failure, "starting")
         return Wait(reason, said, ends, job.name)

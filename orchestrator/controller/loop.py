@@ -66,7 +66,7 @@ class Controller:
 
     `check_schema` checks every Job against the Kubernetes client's models, whose import takes seconds.
     `writers` requests are under way at once; a status is told at most every `tell_every_s`, and every
-    `hours_every_s` when only its GPU-hours are new.
+    `hours_every_s` when only its GPU-hours are new. `on_record` gets each record that is new.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Controller:
         writers: int = 1,
         tell_every_s: float = 0.0,
         hours_every_s: float = 0.0,
+        on_record: Callable[[AttemptRecord], None] | None = None,
     ) -> None:
         self.cluster = cluster
         self.profile = profile
@@ -88,6 +89,7 @@ class Controller:
         self.stop = stop or threading.Event()
         self.poll_s = poll_s
         self.check_schema = check_schema
+        self._on_record = on_record
         self._pool = ThreadPoolExecutor(writers, thread_name_prefix="writer") if writers > 1 else None
         self._memories: dict[str, Memory] = {}
         self.teller = Teller(cluster, tell_every_s, hours_every_s, notify=lambda: self.profile.notify)
@@ -276,7 +278,8 @@ class Controller:
 
     def _record(self, name: str, record: AttemptRecord) -> None:
         LOG.info("controller: %s %s: %s", record.job, record.failure or "done", record.evidence)
-        self.cluster.put_record(name, record.job, record.to_json())
+        if self.cluster.put_record(name, record.job, record.to_json()) and self._on_record:
+            self._on_record(record)
 
     def _delete(self, jobs: Iterable[DeleteJob]) -> JobRefusedError | None:
         """End them; what the cluster says to the last one that may not be deleted."""

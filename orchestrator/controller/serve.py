@@ -84,6 +84,7 @@ class Service:
             writers=WRITERS,
             tell_every_s=TELL_EVERY_S,
             hours_every_s=HOURS_EVERY_S,
+            on_record=metrics.recorded,
         )
         self._profile = profile
         self._metrics = metrics

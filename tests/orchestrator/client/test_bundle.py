@@ -69,6 +69,36 @@ def test_overlays_have_a_valid_profile(overlay: str):
 
 
 @kubectl
+def test_the_monitoring_follows_the_namespace_and_looks_at_the_controller(tmp_path: Path):
+    for part in ("base", "components"):
+        shutil.copytree(MANIFESTS / part, tmp_path / part)
+    overlay = tmp_path / "overlay"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text(
+        "resources: [../base]\ncomponents: [../components/monitoring]\nnamespace: ml\n"
+    )
+    made = _kustomize(overlay)
+    added = {
+        key: made[key]
+        for key in (
+            ("PodMonitor", "orch-controller"),
+            ("PrometheusRule", "orch"),
+            ("NetworkPolicy", "orch-metrics"),
+            ("ConfigMap", "orch-dashboard"),
+        )
+    }
+    assert {one["metadata"]["namespace"] for one in added.values()} == {"ml"}
+    pod = made["Deployment", "orch-controller"]["spec"]["template"]
+    ports = {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
+    monitor = added["PodMonitor", "orch-controller"]["spec"]
+    policy = added["NetworkPolicy", "orch-metrics"]["spec"]
+    for chosen in (monitor["selector"], policy["podSelector"]):
+        assert chosen["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert {ports[one["port"]] for one in monitor["podMetricsEndpoints"]} == {8080}
+    assert policy["ingress"][0]["ports"] == [{"port": 8080, "protocol": "TCP"}]
+
+
+@kubectl
 def test_kueue_samples_lead_from_the_queue_to_the_flavors():
     made = _kustomize(MANIFESTS / "overlays" / "kueue" / "queues")
     queue, cluster = made["LocalQueue", "gpu"], made["ClusterQueue", "gpu"]

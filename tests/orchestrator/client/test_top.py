@@ -259,7 +259,10 @@ def test_the_value_is_stable() -> None:
     ]  # fmt: skip
 
 
-def test_the_screen_says_who_what_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_screen_says_who_what_and_why(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     scene = started(three(parallelism=1), "r0", ready=True)
     scene.cluster.now += HOUR
     draw(console(), top_of(scene), "here")
