@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,11 @@ def top(session: Session) -> Top:
 
 
 def _part(session: Session, value: dict[str, Any], now: float, led: bool) -> Top:
+    if session.remote and over(value):
+        share = Share(
+            str(value["metadata"]["name"]), submitter(value), 0, value["status"].get("gpuHours", 0.0)
+        )
+        return Top(now, led, shares=(share,))
     try:
         stored = session.expanded(value)
         return of_sweep(stored, view(session, stored, now, led))
@@ -97,6 +102,18 @@ def _part(session: Session, value: dict[str, Any], now: float, led: bool) -> Top
         said = held(value.get("status") or {}, name) or str(error)
         wait = Wait("refused", said, "correct its file and submit it again")
         return Top(now, led, waiting=(Waiting(name, who, wait, ()),))
+
+
+def over(value: Mapping[str, Any]) -> bool:
+    """Whether the controller said of exactly this Sweep object that nothing runs and nothing waits: PURE.
+
+    A namespace keeps many such sweeps, and to look at the Jobs of each takes requests.
+    """
+    status, counts = value.get("status") or {}, (value.get("status") or {}).get("counts") or {}
+    seen = status.get("observedGeneration") == value["metadata"].get("generation")
+    return bool(
+        seen and status.get("finished") and counts and not counts.get("pending") and not counts.get("trained")
+    )
 
 
 def view(session: Session, stored: Stored, now: float, led: bool) -> View:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.client.session import Stored
-from orchestrator.client.top import Top, of_sweep, to_json
+from orchestrator.client.top import Top, of_sweep, over, to_json
 from orchestrator.client.waits import View, waits
 from orchestrator.cluster.base import ObservedPod
 from orchestrator.commands.top import draw
@@ -205,6 +205,26 @@ def test_what_ends_by_itself_says_when() -> None:
     scene = with_pod(three(), "r0", waiting_reason="ImagePullBackOff", waiting_message="no such tag")
     [wait] = [one for one, runs in waits(view(scene)).items() if "r0" in runs]
     assert wait.remedy == "it is ended after 60 s of this"
+
+
+DONE = {"finished": True, "observedGeneration": 2, "counts": {"total": 3, "done": 2, "failed": 1}}
+
+
+@pytest.mark.parametrize(
+    ("status", "is_over"),
+    [
+        (DONE, True),
+        (DONE | {"finished": False}, False),
+        (DONE | {"observedGeneration": 1}, False),
+        (DONE | {"counts": {"pending": 1, "done": 2}}, False),
+        (DONE | {"counts": {"trained": 1, "done": 2}}, False),
+        (DONE | {"counts": {}}, False),
+        (None, False),
+    ],
+    ids=["over", "goes on", "changed since", "halted", "not measured", "refused", "not seen yet"],
+)
+def test_of_a_sweep_that_is_over_no_job_is_looked_at(status: dict[str, Any] | None, is_over: bool) -> None:
+    assert over({"metadata": {"name": "night", "generation": 2}, "status": status}) is is_over
 
 
 def test_uses_are_pods_with_their_gpus_and_hours() -> None:
