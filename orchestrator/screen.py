@@ -220,13 +220,11 @@ def what_next(account: Account) -> str:
     state = account.state
     advice = FAILURES[state.failure or FailureClass.UNKNOWN]
     by_hand = f"`orch retry {account.sweep} {state.run.name}` gives it another attempt"
-    if account.held and state.state in ("pending", "trained"):
-        return account.held
-    waits = "it waits for a place; `orch top` tells what for"
-    if state.evidence and state.job and not (state.record and state.record.job == state.job):
-        waits = "; ".join(filter(None, (f"it waits: {state.evidence}", state.remedy)))
+    if account.wait:
+        remedy = f"; {account.wait.remedy}" if account.wait.remedy else ""
+        return f"it waits, {account.wait.reason}: {account.wait.message}{remedy}"
     return {
-        "pending": waits,
+        "pending": "it starts",
         "running": f"attempt {state.attempts} runs",
         "trained": "its adapter waits to be evaluated",
         "evaluating": "its adapter is being evaluated",

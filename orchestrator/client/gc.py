@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from orchestrator.client.local import LocalSession
 from orchestrator.client.session import Session
-from orchestrator.client.top import view
+from orchestrator.client.view import look
 from orchestrator.controller.observed import Unit
 from orchestrator.controller.world import World
 from orchestrator.errors import ClusterError, UserError
@@ -45,10 +45,10 @@ def asked(session: Session, sweeps: Sequence[str], *, older_than: str, runs: boo
         session.sweep(name)
     keep: list[str] = []
     unfinished: list[str] = []
-    now, led = time.time(), True
+    now = time.time()
     for stored in session.sweeps():
         if not sweeps or stored.name in sweeps:
-            world = view(session, stored, now, led).world
+            world = look(session, stored, now, led=True).world
             keep += [f"{stored.name}/{run}" for run in sorted(kept(world))]
             unfinished += [f"{stored.name}/{run}" for run in sorted(over(world)) if runs]
     return given.model_copy(update={"keep": keep, "unfinished": unfinished})

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.client.session import Session, Stored, submitter
-from orchestrator.client.waits import View, Wait, waits
+from orchestrator.client.view import View, look
+from orchestrator.client.waits import Wait, waits
+from orchestrator.client.waits import to_json as waits_json
 from orchestrator.client.why import held
 from orchestrator.cluster.base import ObservedJob, ObservedPod
 from orchestrator.controller.observed import attempt_of, runs_of, unit_of
-from orchestrator.controller.plan import plan
-from orchestrator.controller.settling import settled
-from orchestrator.controller.world import World
 from orchestrator.errors import NotFoundError, SweepError
 
 
@@ -94,7 +93,7 @@ def _part(session: Session, value: dict[str, Any], now: float, led: bool) -> Top
         return Top(now, led, shares=(share,))
     try:
         stored = session.expanded(value)
-        return of_sweep(stored, view(session, stored, now, led))
+        return of_sweep(stored, look(session, stored, now, led=led))
     except NotFoundError:
         return Top(now, led)
     except SweepError as error:  # it no longer expands: the controller refuses it, too
@@ -114,14 +113,6 @@ def over(value: Mapping[str, Any]) -> bool:
     return bool(
         seen and status.get("finished") and counts and not counts.get("pending") and not counts.get("trained")
     )
-
-
-def view(session: Session, stored: Stored, now: float, led: bool) -> View:
-    """The sweep's world, and what a controller would do with it at `now` (Unix seconds)."""
-    observed = session.observe(stored)
-    planned = plan(stored.sweep, stored.runs, observed, now, session.max_memory)
-    world, _ = settled(World(stored.sweep, stored.runs, observed, now, session.max_memory))
-    return View(world, planned, stored.status, led, session.remote)
 
 
 def of_sweep(stored: Stored, seen: View) -> Top:
@@ -172,10 +163,7 @@ def to_json(top: Top) -> dict[str, Any]:
             {
                 "sweep": one.sweep,
                 "submitted_by": one.submitted_by,
-                "reason": one.wait.reason,
-                "message": one.wait.message,
-                "remedy": one.wait.remedy or None,
-                "on": one.wait.on,
+                **(waits_json(one.wait) or {}),
                 "runs": list(one.runs),
             }
             for one in top.waiting

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
+from orchestrator.client.view import View
 from orchestrator.cluster.base import ObservedJob
 from orchestrator.controller.advice import about
 from orchestrator.controller.observed import unit_of
 from orchestrator.controller.outcome import FailureClass
-from orchestrator.controller.plan import CreateJob, Plan, released
+from orchestrator.controller.plan import CreateJob, released
 from orchestrator.controller.requests import fetch_unit, measure_fetch
 from orchestrator.controller.status import FINAL, RunState
-from orchestrator.controller.world import World
 
 Reason = Literal[
     "refused", "suspended", "halted", "ending", "queue", "unschedulable", "starting", "canary", "fetch",
@@ -36,33 +35,9 @@ class Wait:
     on: str | None = None
 
 
-@dataclass(frozen=True)
-class View:
-    """A sweep as it is now. `status` is what its controller told last; `led`: a controller works.
-
-    `remote`: Jobs are a cluster's, else processes of this machine.
-    """
-
-    world: World
-    plan: Plan
-    status: Mapping[str, Any]
-    led: bool = True
-    remote: bool = True
-
-    @cached_property
-    def live(self) -> dict[str, ObservedJob]:
-        """Unfinished Jobs by name."""
-        return {job.name: job for job in self.world.live_jobs}
-
-    @cached_property
-    def conditions(self) -> dict[str, Mapping[str, Any]]:
-        """Conditions that hold: what would be decided now, and what the API server said to the controller."""
-        now = {one.type: one.model_dump() for one in self.plan.status.conditions if one.status == "True"}
-        told = {one["type"]: one for one in self.status.get("conditions") or [] if one["status"] == "True"}
-        kept = {kind: told[kind] for kind in ("JobsRefused", "Halted") if kind in told}
-        if kept.get("Halted", {}).get("reason") != "CannotRender":
-            kept.pop("Halted", None)  # the others can be told from here, and may be over
-        return kept | now
+def to_json(wait: Wait | None) -> dict[str, Any] | None:
+    """The wait as JSON values; absent ones are null."""
+    return {**vars(wait), "remedy": wait.remedy or None} if wait else None
 
 
 def waits(view: View) -> dict[Wait, list[str]]:

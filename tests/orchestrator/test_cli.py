@@ -332,6 +332,9 @@ class ScriptedCluster(FakeCluster):
             self.stored[name]["spec"]["control"] = control
         return changed
 
+    def led(self) -> bool:
+        return False
+
     def __init__(self, root: Path, script: Callable[[FakeCluster], None]) -> None:
         super().__init__()
         self.root = root
@@ -529,7 +532,7 @@ def test_why_tells_each_attempt_with_evidence_and_remedy(
         "  fetch 1: done: a done record\n"
         "  train 1: oomHost, after 42 s on n3: OOMKilled\n"
         "    then: tried again (1 of 2): memory 8Gi → 12Gi\n"
-        "  next: it waits for a place; `orch top` tells what for\n"
+        "  next: it waits, controller: no controller works; submit its file again\n"
     )
 
 

@@ -10,13 +10,15 @@ import pytest
 
 from orchestrator.client.session import Stored
 from orchestrator.client.top import Top, of_sweep, over, to_json
-from orchestrator.client.waits import View, waits
+from orchestrator.client.view import View
+from orchestrator.client.waits import wait_of, waits
+from orchestrator.client.why import Account
 from orchestrator.cluster.base import ObservedPod
 from orchestrator.commands.top import draw
 from orchestrator.controller.observed import Control
 from orchestrator.controller.settling import settled
 from orchestrator.controller.world import World
-from orchestrator.screen import console
+from orchestrator.screen import console, what_next
 from orchestrator.sweep.naming import ANNOTATION_SUBMITTER
 from tests.orchestrator.controller.scene import Scene, a_sweep
 
@@ -293,3 +295,18 @@ def test_the_screen_says_who_what_and_why(
         "waits: demo: 2 runs (r1, r2): parallelism: 1 of at most 1 Jobs of its sweep are there; "
         "raise scheduling.parallelism and submit again"
     ) in said
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        ("the window is full", "it waits, parallelism: 1 of at most 1 Jobs of its sweep are there; raise "),
+        ("suspended", "it waits, suspended: its sweep starts no new Job; `orch resume demo` goes on"),
+        ("no node fits", f"it waits, unschedulable: {FULL}"),
+    ],
+)
+def test_why_says_what_a_run_waits_for(case: str, says: str) -> None:
+    make, run, *_ = CASES[case]
+    seen = view(make())
+    state = next(one for one in seen.plan.states if one.run.name == run)
+    assert what_next(Account("demo", state, (), wait=wait_of(seen, state))).startswith(says)
