@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from orchestrator.client.given_up import with_given_up
 from orchestrator.client.session import Session, Stored
 from orchestrator.cluster.base import ObservedJob
 from orchestrator.controller.plan import Plan, plan
@@ -47,5 +48,6 @@ def look(session: Session, stored: Stored, now: float, *, led: bool) -> View:
     """The view of a stored sweep at `now` (Unix seconds)."""
     observed = session.observe(stored)
     planned = plan(stored.sweep, stored.runs, observed, now, session.max_memory)
+    planned = replace(planned, states=with_given_up(stored.name, planned.states, stored.status))
     world, _ = settled(World(stored.sweep, stored.runs, observed, now, session.max_memory))
     return View(world, planned, stored.status, led, session.remote)

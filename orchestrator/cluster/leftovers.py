@@ -27,6 +27,13 @@ class Leftovers:
     before: float
     sweeps: Collection[str] = ()
 
+    def tidy(self, *, delete: bool) -> list[Leftover]:
+        """What may go; with `delete` it is gone."""
+        found = list(self.find())
+        for path, _ in found if delete else ():
+            remove_whole(path) if path.is_dir() else path.unlink()
+        return [about for _, about in found]
+
     def find(self) -> Iterator[tuple[Path, Leftover]]:
         """Everything that may go."""
         yield from self._jobs()
@@ -68,11 +75,3 @@ class Leftovers:
         size = sum(one.stat().st_size for one in files)
         name = path.relative_to(self.root.parent).as_posix()
         return path, Leftover(path=name, kind=kind, bytes=size, why=why)
-
-
-def remove(path: Path) -> None:
-    """Remove what was found."""
-    if path.is_dir():
-        remove_whole(path)
-    else:
-        path.unlink()

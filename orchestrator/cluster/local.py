@@ -19,25 +19,24 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from orchestrator.cluster import supervisor
+from orchestrator.cluster import leadership, supervisor
 from orchestrator.cluster.base import Change, Cluster, Created, Event, ObservedJob
 from orchestrator.cluster.jobfolder import JobFolder, asked_gpus
 from orchestrator.cluster.joblog import follow_log, last_lines
-from orchestrator.cluster.leftovers import Leftovers, remove
+from orchestrator.cluster.leftovers import Leftovers
 from orchestrator.cluster.objects import Objects
 from orchestrator.cluster.slots import Ask, Slots, assign, detect, unschedulable
-from orchestrator.cluster.statefiles import checked_name, door, read_state, stamps
-from orchestrator.errors import ClusterError, NotFoundError, UserError
+from orchestrator.cluster.statefiles import checked_name, door, stamps
+from orchestrator.errors import ClusterError, NotFoundError
 from orchestrator.profile import Profile
 from orchestrator.sweep.naming import LABEL_SWEEP
-from trainer.layout import Dump, remove_asides, write_json
+from trainer.layout import Dump, remove_asides
 from trainer.results import Leftover
 
 LOG = logging.getLogger(__name__)
 POLL_S = 0.2
 SLOWEST_POLL_S = 1.0
 LOCK_TIMEOUT_S = 60.0
-LEADER_LOCK = "leader.lock"
 
 
 class LocalCluster(Cluster):
@@ -64,35 +63,14 @@ class LocalCluster(Cluster):
     @contextlib.contextmanager
     def lead(self) -> Iterator[None]:
         """Be the one controller of this dump. UserError that names the other when there is one."""
-        with door(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.root / LEADER_LOCK, timeout=0)
-            try:
-                lock.acquire()
-            except Timeout:
-                other = (read_state(self.root / "leader.json") or {}).get("pid", "unknown")
-                raise UserError(
-                    f"{self.root}: another controller runs here, got pid {other}; "
-                    "wait for it, or end it and start again"
-                ) from None
-            write_json(self.root / "leader.json", {"pid": os.getpid()})
-            self._take_over()
-        try:
+        with leadership.lead(self.root):
+            with door(self.root):
+                self._take_over()
             yield
-        finally:
-            lock.release()
 
     def led(self) -> bool:
         """Whether a controller leads now, here or in another process."""
-        if not self.root.is_dir():
-            return False
-        lock = FileLock(self.root / LEADER_LOCK, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            return True
-        lock.release()
-        return False
+        return leadership.led(self.root)
 
     # Sweeps and records
 
@@ -221,15 +199,8 @@ class LocalCluster(Cluster):
 
     def tidy(self, before: float, sweeps: Collection[str] = (), *, delete: bool) -> list[Leftover]:
         """What of the state ended before `before` (Unix seconds) and is not needed; with `delete` it goes."""
-        left = Leftovers(self.root, before, sweeps)
-        with door(self.root):
-            if not delete:
-                return [about for _, about in left.find()]
-            with self._lock():
-                found = list(left.find())
-                for path, _ in found:
-                    remove(path)
-        return [about for _, about in found]
+        with door(self.root), self._lock() if delete else contextlib.nullcontext():
+            return Leftovers(self.root, before, sweeps).tidy(delete=delete)
 
     # What the Job controller, scheduler and garbage collector do in a cluster
 
