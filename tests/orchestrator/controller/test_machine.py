@@ -9,7 +9,7 @@ from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orchestrator.cluster.base import Condition, ObservedJob, ObservedPod
-from orchestrator.controller.observed import ALL_RUNS, Control, Observed
+from orchestrator.controller.observed import ALL_RUNS, Observed
 from orchestrator.controller.plan import CreateJob, Plan
 from orchestrator.controller.status import STATES
 from orchestrator.sweep.naming import LABEL_RUN, LABEL_STAGE
@@ -18,7 +18,7 @@ from tests.orchestrator.controller.scene import Scene, a_sweep
 RUNS = 4
 CODES = (64, 70, 75, 77, 79, 137, None)
 WINDOW = 3
-GPU_HOURS = 0.2  # of Jobs that take a minute each
+GPU_HOURS = 0.03  # two Jobs, of a minute each
 
 
 class LateScene(Scene):
