@@ -47,8 +47,9 @@ class Machine(RuleBasedStateMachine):
         per_job=strategies.integers(1, 4),
         canary=strategies.booleans(),
         hours=strategies.sampled_from([None, GPU_HOURS]),
+        begun=strategies.integers(0, 3),
     )
-    def submit(self, per_job: int, canary: bool, hours: float | None) -> None:
+    def submit(self, per_job: int, canary: bool, hours: float | None, begun: int) -> None:
         patient = {"retry": {"userError": 100, "internal": 100, "stalled": 100, "unknown": 100, "lost": 100}}
         self.sweep = partial(
             a_sweep,
@@ -65,6 +66,7 @@ class Machine(RuleBasedStateMachine):
         self.done: set[str] = set()
         self.measured: dict[str, str] = {}
         self.lost_at: dict[str, float] = {}
+        self.go_on(begun)
 
     def job(self, data: strategies.DataObject, jobs: list[ObservedJob]) -> str:
         return data.draw(strategies.sampled_from(sorted(job.name for job in jobs)))
@@ -80,6 +82,14 @@ class Machine(RuleBasedStateMachine):
         if not late:
             self.scene.hear()
             assert self.scene.plan().actions == (), "a second look at the same world finds something to do"
+
+    @rule(turns=strategies.integers(1, 3))
+    def go_on(self, turns: int) -> None:
+        """Without this few examples would get beyond the first training."""
+        for _ in range(turns):
+            self.turn(late=False)
+            for job in self.unfinished:
+                self.scene.cluster.finish(job.name)
 
     @rule(late=strategies.booleans(), most=strategies.integers(1, 4))
     def be_cut_off(self, late: bool, most: int) -> None:
