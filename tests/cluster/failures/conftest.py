@@ -46,4 +46,6 @@ def lab(
     cluster.kubectl("apply", "-f", str(PRIORITY_CLASSES))
     with failure_lab(cluster, stand_in, tmp_path_factory.mktemp("profile")) as one:
         one.begin(PLAYS)
+        for fetch in one.until(lambda: one.queued("queued", "fetch"), "a fetch in its queue"):
+            one.suspend(fetch, False)
         yield one

@@ -166,7 +166,7 @@ PLAYS = {
     "xid": Play(GPU_FAULTS, {"resources": {"gpus": 1, "gpuType": ["first", "second"]}}),
     "memory": Play(MEMORY, {"retry": {"oomHost": 3}}),
     "disk": Play(DISK),
-    "queued": Play(QUEUED, {"scheduling": {"queue": "gpu"}, "resources": {"maxDuration": "15s"}}),
+    "queued": Play(QUEUED, {"scheduling": {"queue": "gpu"}, "resources": {"maxDuration": "10s"}}),
     "acts": Play(ACTS, {"retry": {"lost": 1}}),
     "outranked": Play(OUTRANKED, {"scheduling": {"priority": "low"}, "resources": {"gpus": 1}}),
     "alike": Play(ALIKE, {"scheduling": {"parallelism": 1}}),
@@ -192,7 +192,9 @@ class Broken:
 
 _CONFIG_MAP = '[[volumes]]\nname = "certificates"\nmountPath = "/etc/certificates"\nconfigMap = "absent"\n'
 BROKEN = {
-    "noimage": Broken("an image that no registry has", {"image": f"orch.test/absent@sha256:{'0' * 64}"}),
+    "noimage": Broken(
+        "an image that no registry has", {"image": "orch.test/absent:1", "allowImageTags": True}
+    ),
     "badname": Broken(
         "an image whose name is none", {"image": "orch.test/Trainer:1", "allowImageTags": True}
     ),

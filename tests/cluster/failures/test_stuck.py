@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -40,7 +41,7 @@ def broken(
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_nobody_will_bring_is_recorded_and_then_ended(name: str, broken: FailureLab) -> None:
     [record] = broken.ended(name, name, "fetch")
-    assert record["class"] == CLASSES.get(name, "config")
+    assert record["class"] == CLASSES.get(name, "config"), record["evidence"]
     job = broken.job(name, name, stage="fetch")
     if name != "nopython":  # that one ends by itself
         broken.until(lambda: broken.witness.ended(job) or None, "the Job to be deleted", 60)
@@ -61,7 +62,7 @@ def test_a_lost_node_costs_an_attempt_and_its_pod_that_lives_on_writes_nothing(
         # Its grace of a minute passes on a node where nobody heeds it: not to be waited for here.
         lab.kubectl("delete", "pod", pod, "--grace-period=1", "--wait=false")
         assert [one.get("class") for one in lab.ended("lost", "lost")] == ["nodeLost", None]
-        keep("lost", lab.row("lost", "lost"))
+        shown = lab.witness.shown(job)
         first, _ = lab.journal("lost", "lost", "start")
         assert first.pod not in [one.pod for one in lab.journal("lost", "lost", "end")], "it lives on"
     finally:
@@ -70,3 +71,4 @@ def test_a_lost_node_costs_an_attempt_and_its_pod_that_lives_on_writes_nothing(
     [(_, code)] = [one for one in lab.exits("lost", "lost") if one[0] == first.pod]
     assert code == "75"
     assert len(lab.journal("lost", "lost", "trained")) == 1
+    keep("lost", replace(lab.row("lost", "lost"), shown=shown))
