@@ -6,15 +6,16 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from trainer.attempt import Preempted
 from trainer.flags import UsageError, nearest
+from trainer.mark import Store
 
 if TYPE_CHECKING:
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
-
-    from trainer.hub import Hub
 
 NEIGHBOURS = 500
 """Repositories of an organisation among which a misspelt name is looked for."""
@@ -39,6 +40,18 @@ class Asked:
     repo_type: Literal["model", "dataset"]
     name: str
     revision: str
+
+
+class Hub(Protocol):
+    """What a message tells of the hub that was asked, and asks it for names near to a wrong one."""
+
+    endpoint: str
+    token: str | None
+    token_file: Path
+    store: Store
+
+    @property
+    def api(self) -> HfApi: ...
 
 
 def meaning(error: BaseException, asked: Asked, hub: Hub) -> Exception | None:

@@ -29,7 +29,7 @@ from orchestrator.cluster.container import GRACE_S
 from orchestrator.cluster.slots import UNSCHEDULABLE
 from orchestrator.cluster.statefiles import read_state
 from orchestrator.cluster.supervisor import end_stragglers
-from trainer.layout import fsync_folder, write_bytes, write_json
+from trainer.layout import fsync_folder, remove_asides, write_bytes, write_json
 from trainer.results import RECORD_LIMIT
 
 FALLBACK_BYTES = 2048
@@ -129,6 +129,7 @@ class JobFolder:
     def bury(self, message: str = "") -> None:
         """Nobody reports any more: end what is left of it, and say that it is lost."""
         end_stragglers(self.job()["uid"])
+        remove_asides(self.root)
         if not (self.root / "exit.json").exists():
             lost = {"exit_code": None, "exit_reason": None, "message": message, "finished_at": time.time()}
             write_json(self.root / "exit.json", lost)

@@ -29,7 +29,7 @@ from orchestrator.cluster.statefiles import checked_name, door, read_state, stam
 from orchestrator.errors import ClusterError, NotFoundError, UserError
 from orchestrator.profile import Profile
 from orchestrator.sweep.naming import LABEL_SWEEP
-from trainer.layout import Dump, write_json
+from trainer.layout import Dump, remove_asides, write_json
 
 LOG = logging.getLogger(__name__)
 POLL_S = 0.2
@@ -74,6 +74,7 @@ class LocalCluster(Cluster):
                     "wait for it, or end it and start again"
                 ) from None
             write_json(self.root / "leader.json", {"pid": os.getpid()})
+            self._take_over()
         try:
             yield
         finally:
@@ -126,7 +127,7 @@ class LocalCluster(Cluster):
     # Jobs
 
     def jobs(self, sweep: str) -> list[ObservedJob]:
-        """The sweep's Jobs, oldest first. One that was deleted is shown once more in its final state."""
+        """The sweep's Jobs, oldest first; one that was deleted goes once its final state is recorded."""
         with door(self.root):
             if self._acts:
                 self._tend()
@@ -137,7 +138,7 @@ class LocalCluster(Cluster):
                     if job.labels.get(LABEL_SWEEP) != sweep:
                         continue
                     found.append(job)
-                    if self._acts and job.deleting and job.finished:
+                    if self._acts and job.deleting and job.finished and self._recorded(job):
                         with self._lock():
                             self._remove(folder)
             return sorted(found, key=lambda job: (job.created_at, job.name))
@@ -163,7 +164,7 @@ class LocalCluster(Cluster):
         return ()
 
     def delete_job(self, name: str) -> None:
-        """Ask the Job to end and return: SIGTERM now, SIGKILL after its grace; then it goes from `jobs`.
+        """Ask the Job to end and return: SIGTERM now, SIGKILL after its grace; recorded, it goes from `jobs`.
 
         One that does not run goes at once. Its log stays readable.
         """
@@ -235,6 +236,19 @@ class LocalCluster(Cluster):
             queue = [ask for _, ask in sorted(waiting, key=lambda entry: (entry[0], entry[1].job))]
             for name, devices in assign(queue, busy, self.slots):
                 _start(self._folder(name), devices)
+
+    def _recorded(self, job: ObservedJob) -> bool:
+        return self._objects.recorded(job.labels[LABEL_SWEEP], job.name)
+
+    def _take_over(self) -> None:
+        """Put right what a killed process left: files half written, a Job marked as going but not told so."""
+        with self._lock():  # as everybody who writes here: nothing is being written
+            records = self.root / "records"
+            for place in (self.root, self.root / "sweeps", self.root / "jobs", *records.glob("*")):
+                remove_asides(place)
+            for folder in self._folders():
+                if folder.deleting and folder.state() == "running":
+                    folder.ask_to_end()
 
     def _remove(self, folder: JobFolder) -> None:
         """Take a Job that does not run away, but keep its log."""

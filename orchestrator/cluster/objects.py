@@ -95,14 +95,20 @@ class Objects:
         found = {file.stem: read_state(file) for file in files}
         return {job: record for job, record in found.items() if record is not None}
 
+    def recorded(self, sweep: str, job: str) -> bool:
+        """Whether a Job has a record."""
+        return self._record_file(sweep, job).exists()
+
     def put_record(self, sweep: str, job: str, record: Mapping[str, Any]) -> bool:
         """Store a record once; the first writer wins."""
-        path = self.root / "records" / checked_name(sweep) / f"{checked_name(job)}.json"
         with self.lock():
-            if path.exists():
+            if self.recorded(sweep, job):
                 return False
-            write_json(path, record)
+            write_json(self._record_file(sweep, job), record)
             return True
+
+    def _record_file(self, sweep: str, job: str) -> Path:
+        return self.root / "records" / checked_name(sweep) / f"{checked_name(job)}.json"
 
 
 def canonical(value: Any) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.container import Container, container_of
-from trainer.layout import write_json
+from trainer.layout import remove_asides, write_json
 
 _PR_SET_PDEATHSIG = 1
 
@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
     if not _take(lock, folder):
         os.write(told, b"1")
         return 0  # another supervisor has this Job, or had it
+    remove_asides(folder)  # of one that was killed before it had told of itself
     wakes = _listen()
     write_json(folder / "pid.json", {"pid": os.getpid(), "devices": devices, "started_at": time.time()})
     os.write(told, b"1")

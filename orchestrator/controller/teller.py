@@ -37,13 +37,13 @@ class Teller:
         left_s = self._told_at.get(name, -every_s) + every_s - now
         if left_s > 0 and not status.finished:
             return left_s
-        self.cluster.put_status(name, value)
-        self._told_at[name] = now
-        for event in news(before, status):
+        for event in news(before, status):  # first: once the status is stored, they are no news any more
             try:
                 self.cluster.put_event(name, event)
             except ClusterError as error:  # the status says the same; one that is not taken costs no other
                 LOG.warning("controller: an event was not told: %s", error)
+        self.cluster.put_status(name, value)
+        self._told_at[name] = now
         return None
 
     def forget(self, name: str) -> None:

@@ -250,11 +250,11 @@ class KubeCluster(Cluster):
         selectors = {"labelSelector": labelSelector, "fieldSelector": fieldSelector}
         wanted = {name: value for name, value in selectors.items() if value}
         for page in self.api.pages(self._path(resource), limit=500, **wanted):
-            yield from map(bytes, _PAGE.decode(page).items)
+            yield from map(bytes, _PAGE.decode(page).items or ())
 
 
 class _Page(msgspec.Struct):
-    items: list[msgspec.Raw] = []
+    items: list[msgspec.Raw] | None = None
 
 
 _PAGE = msgspec.json.Decoder(_Page)

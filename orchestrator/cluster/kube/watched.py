@@ -1,4 +1,7 @@
-"""The controller's cluster: reads cost no request, for reflectors hold the Sweeps, Jobs, pods and records."""
+"""The controller's cluster: reads cost no request, for reflectors hold the Sweeps, Jobs, pods and records.
+
+Save one: a Job that is over while the end of its pod has not been seen makes that pod be looked up.
+"""
 
 from __future__ import annotations
 
@@ -113,12 +116,26 @@ class WatchedCluster(KubeCluster):
     def jobs(self, sweep: str) -> list[ObservedJob]:
         uid = self._stored(sweep)["metadata"]["uid"]
         pods = self._pods.of(sweep)
-        return joined(self._jobs.of(sweep), pods, uid)
+        found = joined(self._jobs.of(sweep), pods, uid)
+        return [self._looked_up(job) if self._unexplained(sweep, job) else job for job in found]
 
     def records(self, sweep: str) -> dict[str, Mapping[str, Any]]:
         uid = self._stored(sweep)["metadata"]["uid"]
         kept = self._records.of(sweep)
         return {one.name: one.record for one in kept if one.owner in (uid, ORPHANED)}
+
+    def _unexplained(self, sweep: str, job: ObservedJob) -> bool:
+        """Whether a Job is over, and how its pod ended was neither seen nor recorded."""
+        ended = any(pod.phase in ("Succeeded", "Failed") for pod in job.pods)
+        return job.finished and not ended and self._records.get(sweep, job.name) is None
+
+    def _looked_up(self, job: ObservedJob) -> ObservedJob:
+        """With its pods as they are now: the watch of the Jobs may be ahead of that of the pods."""
+        there = (
+            decode.pod(raw) for raw in self._list(PODS, labelSelector=f"{decode.JOB_NAME_LABEL}={job.name}")
+        )
+        pods = tuple(one.pod for one in there if one.owner == job.uid)
+        return replace(job, pods=pods) if pods else job
 
     # Changes, on the reflectors' threads
 

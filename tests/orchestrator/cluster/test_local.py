@@ -19,7 +19,7 @@ from orchestrator.cluster.jobfolder import JobFolder
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.cluster.slots import UNSCHEDULABLE, Slots
 from orchestrator.errors import UserError
-from tests.orchestrator.cluster.conftest import manifest
+from tests.orchestrator.cluster.conftest import SWEEP, manifest
 
 LIMIT_S = 120.0
 
@@ -133,13 +133,16 @@ def test_local_processes_left_by_a_finished_trainer_end_with_it(machine):
     assert gone(child_of(machine, "a"))
 
 
-def test_local_delete_forwards_sigterm_and_shows_the_final_state_once(machine):
+def test_local_delete_forwards_sigterm_and_shows_the_final_state_until_it_is_recorded(machine):
     machine.create("a", UNTIL_TERM)
     machine.running("a")
     machine.cluster.delete_job("a")
     job = machine.until("a", lambda job: job.finished)
     assert job.deleting
     assert job.pods[0].exit_code == 75
+    assert machine.job("a") == machine.job("a") == job
+    machine.cluster.put_record(SWEEP, "a", {})
+    machine.job("a")
     assert machine.job("a") is None
     assert machine.log("a")[0].startswith("pid "), "the log outlives the Job"
     machine.cluster.delete_job("a")

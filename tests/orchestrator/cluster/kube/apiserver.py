@@ -1,13 +1,11 @@
-"""A small API server over real sockets: the rules our door depends on, and every fault a real one has shown.
+"""A small API server over real sockets: the rules of `apistore`, and every fault a real one has shown.
 
-Objects live in collections by path; each change has a version and is an event. `next` scripts what the coming
-requests of a method get instead of a true answer.
+`next` scripts what the coming requests of a method get instead of a true answer.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import socket
 import struct
@@ -21,54 +19,33 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-Json = dict[str, Any]
-SERVED = ("configmaps", "jobs", "leases", "pods")
+from tests.orchestrator.cluster.kube.apistore import (
+    ApiStore,
+    Asked,
+    Change,
+    Json,
+    drop,
+    matches,
+    respond,
+    status,
+    store,
+)
+
 INITIAL_END = {"k8s.io/initial-events-end": "true"}
-
-
-def status(code: int, reason: str, message: str, **details: Any) -> bytes:
-    """The body of a refusal."""
-    body = {"kind": "Status", "status": "Failure", "message": message, "reason": reason, "code": code}
-    return json.dumps(body | {"details": details}).encode()
-
-
-@dataclass
-class Asked:
-    """A request as it arrived; a GET with `watch` is called so."""
-
-    method: str
-    path: str
-    query: dict[str, str]
-    headers: dict[str, str]
-    body: Any = None
-    closed_watches: int = 0
-
-
-@dataclass
-class Change:
-    version: int
-    collection: str
-    kind: str
-    object: Json
 
 
 Fault = Callable[["Handler", Asked], None]
 
 
 @dataclass
-class World:
-    """What is stored, and who looks at it."""
+class World(ApiStore):
+    """What is stored, who looks at it, and what it does to them."""
 
-    objects: dict[str, dict[str, Json]] = field(default_factory=lambda: defaultdict(dict))
-    history: list[Change] = field(default_factory=list)
-    version: int = 100
-    compacted: int = 0
     token: str | None = None
     streams_lists: bool = True
     closed_watches: int = 0
     asked: list[Asked] = field(default_factory=list)
     faults: dict[str, deque[Fault]] = field(default_factory=lambda: defaultdict(deque))
-    changed: threading.Condition = field(default_factory=threading.Condition)
     stopping: bool = False
 
 
@@ -170,26 +147,6 @@ class FakeApiServer:
                     one["metadata"]["resourceVersion"] = str(version)
             self.world.closed_watches += 1
             self.world.changed.notify_all()
-
-
-def store(world: World, collection: str, name: str, body: Json) -> Json:
-    world.version += 1
-    kind = "MODIFIED" if name in world.objects[collection] else "ADDED"
-    body = copy.deepcopy(body)
-    body["metadata"]["resourceVersion"] = str(world.version)
-    body["metadata"].setdefault("uid", f"uid-{world.version}")
-    world.objects[collection][name] = body
-    world.history.append(Change(world.version, collection, kind, body))
-    world.changed.notify_all()
-    return body
-
-
-def drop(world: World, collection: str, name: str) -> None:
-    world.version += 1
-    body = copy.deepcopy(world.objects[collection].pop(name))
-    body["metadata"]["resourceVersion"] = str(world.version)
-    world.history.append(Change(world.version, collection, "DELETED", body))
-    world.changed.notify_all()
 
 
 # Faults
@@ -294,57 +251,15 @@ class Handler(BaseHTTPRequestHandler):
             fault(self, asked)
         elif world.token is not None and asked.headers.get("Authorization") != f"Bearer {world.token}":
             self.reply(401, status(401, "Unauthorized", "Unauthorized"))
+        elif method == "watch":
+            self._watch(asked)
         else:
-            getattr(self, f"_{method.lower()}")(asked)
+            self.respond(asked)
 
-    # True answers
-
-    def _get(self, asked: Asked) -> None:
-        collection, _, name = asked.path.rpartition("/")
-        with self.world.changed:
-            if asked.path.endswith(SERVED):
-                self._list(asked)
-            elif name in self.world.objects.get(collection, {}):
-                self.reply(200, json.dumps(self.world.objects[collection][name]).encode())
-            elif collection.endswith(SERVED):
-                self._not_found(collection, name)
-            else:
-                self.reply(404, b"404 page not found\n", [("Content-Type", "text/plain; charset=utf-8")])
-
-    def _not_found(self, collection: str, name: str) -> None:
-        kind = collection.rsplit("/", 1)[-1]
-        message = f'{kind} "{name}" not found'
-        self.reply(404, status(404, "NotFound", message, name=name, kind=kind))
-
-    def _list(self, asked: Asked) -> None:
-        token = json.loads(asked.query["continue"]) if "continue" in asked.query else {}
-        exact = asked.query.get("resourceVersion") if "resourceVersionMatch" in asked.query else None
-        version = int(token.get("version") or exact or self.world.version)
-        if version < self.world.compacted and (token or exact):
-            self.reply(410, status(410, "Expired", "the provided continue parameter is too old"))
-            return
-        if token and any(name.startswith("resourceVersion") for name in asked.query):
-            self.reply(400, status(400, "BadRequest", "specifying resource version is not allowed"))
-            return
-        names = sorted(self._as_of(asked.path, version).items())
-        names = [(name, one) for name, one in names if _matches(asked, one)]
-        begin, limit = int(token.get("begin", 0)), int(asked.query.get("limit") or 0) or len(names) + 1
-        metadata = {"resourceVersion": str(version)}
-        if begin + limit < len(names):
-            metadata["continue"] = json.dumps({"version": version, "begin": begin + limit})
-        items = [one for _, one in names[begin : begin + limit]]
-        self.reply(200, json.dumps({"kind": "List", "metadata": metadata, "items": items or None}).encode())
-
-    def _as_of(self, collection: str, version: int) -> dict[str, Json]:
-        if version >= self.world.version:
-            return self.world.objects[collection]
-        then: dict[str, Json] = {}
-        for change in self.world.history:
-            if change.collection == collection and change.version <= version:
-                then[change.object["metadata"]["name"]] = change.object
-                if change.kind == "DELETED":
-                    del then[change.object["metadata"]["name"]]
-        return then
+    def respond(self, asked: Asked) -> None:
+        """A true answer."""
+        code, said, plain = respond(self.world, asked)
+        self.reply(code, said, [("Content-Type", "text/plain; charset=utf-8")] if plain else [])
 
     def _watch(self, asked: Asked) -> None:
         world = self.world
@@ -366,7 +281,7 @@ class Handler(BaseHTTPRequestHandler):
             while True:
                 for change in world.history:
                     if change.version > reached and change.collection in (asked.path, "*"):
-                        if change.kind == "BOOKMARK" or _matches(asked, change.object):
+                        if change.kind == "BOOKMARK" or matches(asked, change.object):
                             self.chunk(_line(change.kind, change.object))
                         reached = change.version
                 left_s = until - time.monotonic()
@@ -377,47 +292,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _begin(self, asked: Asked) -> None:
         for one in self.world.objects[asked.path].values():
-            if _matches(asked, one):
+            if matches(asked, one):
                 self.chunk(_line("ADDED", one))
         metadata = {"resourceVersion": str(self.world.version), "annotations": INITIAL_END}
         self.chunk(_line("BOOKMARK", {"metadata": metadata}))
-
-    def _post(self, asked: Asked) -> None:
-        name = asked.body["metadata"]["name"]
-        with self.world.changed:
-            if name in self.world.objects[asked.path]:
-                message = f'"{name}" already exists'
-                self.reply(409, status(409, "AlreadyExists", message))
-            else:
-                self.reply(201, json.dumps(store(self.world, asked.path, name, asked.body)).encode())
-
-    def _patch(self, asked: Asked) -> None:
-        collection, _, name = asked.path.rpartition("/")
-        with self.world.changed:
-            stored = self.world.objects[collection].get(name)
-            if stored is None:
-                self._not_found(collection, name)
-                return
-            wanted = asked.body["metadata"].get("resourceVersion")
-            if wanted not in (None, stored["metadata"]["resourceVersion"]):
-                self.reply(409, status(409, "Conflict", "the object has been modified"))
-                return
-            merged = _merged(stored, asked.body)
-            self.reply(200, json.dumps(store(self.world, collection, name, merged)).encode())
-
-    def _delete(self, asked: Asked) -> None:
-        collection, _, name = asked.path.rpartition("/")
-        with self.world.changed:
-            stored = self.world.objects[collection].get(name)
-            if stored is None:
-                self._not_found(collection, name)
-                return
-            for key, wanted in asked.body["preconditions"].items():
-                if stored["metadata"][key] != wanted:
-                    self.reply(409, status(409, "Conflict", f"the {key} in the precondition differs"))
-                    return
-            drop(self.world, collection, name)
-            self.reply(200, status(200, "", ""))
 
     # Bytes
 
@@ -455,21 +333,3 @@ class Handler(BaseHTTPRequestHandler):
 
 def _line(kind: str, body: Json) -> bytes:
     return json.dumps({"type": kind, "object": body}).encode() + b"\n"
-
-
-def _merged(stored: Json, change: Json) -> Json:
-    """RFC 7386."""
-    merged = dict(stored)
-    for key, value in change.items():
-        if isinstance(value, dict):
-            merged[key] = _merged(merged.get(key) or {}, value)
-        elif value is None:
-            merged.pop(key, None)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _matches(asked: Asked, one: Json) -> bool:
-    wanted = dict(part.split("=") for part in asked.query.get("labelSelector", "").split(",") if part)
-    return wanted.items() <= one["metadata"].get("labels", {}).items()

@@ -314,7 +314,7 @@ def test_too_old_between_two_pages(server: FakeApiServer, watch: Start) -> None:
 
     def first_page(handler: Any, asked: Any) -> None:
         asked.query["limit"] = "2"
-        handler._get(asked)
+        handler.respond(asked)
         with server.world.changed:
             server.world.version += 1
             server.world.compacted = server.world.version
