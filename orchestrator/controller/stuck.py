@@ -25,6 +25,8 @@ _IMAGE = frozenset(
 )
 _CONTAINER = frozenset({"CreateContainerConfigError", "CreateContainerError"})
 _STARTING = frozenset({None, "", "ContainerCreating", "PodInitializing"})
+SET_UP = "PodReadyToStartContainers"
+"""Volumes and network are there: what was said against them is past, and its image may be pulled for long."""
 _VOLUME = frozenset({"FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox"})
 _ABSENT = re.compile(
     r"not found|no PriorityClass|is forbidden|is invalid|references non-existent", re.IGNORECASE
@@ -70,7 +72,10 @@ def silent(job: ObservedJob, now: float) -> bool:
     if job.finished or job.deleting or job.suspended:
         return False
     living = [pod for pod in job.pods if pod.living]
-    if any(pod.phase == "Running" or pod.waiting_reason not in _STARTING for pod in living):
+    if any(
+        pod.phase == "Running" or pod.waiting_reason not in _STARTING or SET_UP in pod.conditions
+        for pod in living
+    ):
         return False
     ended = max((pod.finished_at or 0.0 for pod in job.pods if not pod.living), default=0.0)
     return now - max(job.created_at, ended) >= SILENCE_S
@@ -86,8 +91,10 @@ def _of_pod(pod: ObservedPod, warnings: Sequence[Event]) -> Cause | None:
         if re.search(r'persistentvolumeclaim "[^"]*" not found', message):
             return Cause(FailureClass.CONFIG, sentence(str(reason), message), PATIENCE_S)
         return Cause(FailureClass.UNSCHEDULABLE, sentence(str(reason), message))
+    if reason not in _STARTING or SET_UP in pod.conditions:
+        return None
     said = _newest(warnings, _VOLUME)
-    return _judged(said) if said and reason in _STARTING else None
+    return _judged(said) if said else None
 
 
 def _without_pod(warnings: Sequence[Event]) -> Cause | None:

@@ -245,7 +245,7 @@ def pod(raw: bytes) -> KeptPod:
     return KeptPod(*_common(meta), meta.labels.get(JOB_NAME_LABEL, ""), meta.labels, observed)
 
 
-_POD_CONDITIONS = {"DisruptionTarget", "PodScheduled"}
+_POD_CONDITIONS = {"DisruptionTarget", "PodScheduled", "PodReadyToStartContainers"}
 """The rest says what `phase` and `ready` say."""
 
 

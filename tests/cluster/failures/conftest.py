@@ -21,7 +21,7 @@ PRIORITY_CLASSES = ROOT / "manifests" / "base" / "priorityclasses.yaml"
 def impatient() -> Iterator[None]:
     """The same decisions, sooner: a minute of patience, and two for a lost node, are seconds here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stuck, "PATIENCE_S", 6.0)
+        patch.setattr(stuck, "PATIENCE_S", 10.0)
         patch.setattr(stuck, "SILENCE_S", 2.0)
         patch.setattr(stuck, "ENDED_LATE_S", 2.0)
         patch.setattr(serve, "UNFINISHED_AGAIN_S", 2.0)

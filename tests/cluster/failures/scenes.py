@@ -190,7 +190,8 @@ class Broken:
         return Play({run: Scene(self.provoked, attempts=1, done=False)}, self.spec)
 
 
-_CONFIG_MAP = '[[volumes]]\nname = "certificates"\nmountPath = "/etc/certificates"\nconfigMap = "absent"\n'
+CONFIG_MAP = '[[volumes]]\nname = "certificates"\nmountPath = "/etc/certificates"\nconfigMap = "absent"\n'
+"""A volume that every Job then has, of a ConfigMap named absent."""
 BROKEN = {
     "noimage": Broken(
         "an image that no registry has", {"image": "orch.test/absent:1", "allowImageTags": True}
@@ -202,7 +203,7 @@ BROKEN = {
         "an image without the trainer's command", {"image": TOOLS_IMAGE, "allowImageTags": True}
     ),
     "nosecret": Broken("`hubTokenSecret` names a Secret that is absent", {"hubTokenSecret": "absent"}),
-    "noconfigmap": Broken("a volume of a ConfigMap that is absent", tables=_CONFIG_MAP),
+    "noconfigmap": Broken("a volume of a ConfigMap that is absent", tables=CONFIG_MAP),
     "noclaim": Broken("`volumeClaim` names a claim that is absent", {"volumeClaim": "absent"}),
     "noaccount": Broken("`serviceAccount` is absent", {"serviceAccount": "absent"}),
     "nopriority": Broken(

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
+from orchestrator.cluster.base import ObservedJob
+from orchestrator.cluster.kube.client import Api
+from orchestrator.cluster.kube.cluster import KubeCluster
+from orchestrator.controller import stuck
 from tests.cluster.cluster import Cluster
 from tests.cluster.failures.lab import FailureLab, failure_lab
 from tests.cluster.failures.page import keep
-from tests.cluster.failures.scenes import BROKEN
+from tests.cluster.failures.scenes import BROKEN, CONFIG_MAP, Play, Scene
 
 CLASSES = {"noimage": "imagePull", "badname": "imagePull"}
 """The others: config."""
@@ -48,6 +54,34 @@ def test_what_nobody_will_bring_is_recorded_and_then_ended(name: str, broken: Fa
     status = broken.finished(name, 60)
     assert (status["counts"]["failed"], status["active"]) == (1, 0)
     keep(name, broken.row(name, name, stage="fetch", stuck=True))
+
+
+def test_a_volume_that_came_late_is_not_held_against_a_pod_that_pulls_its_image(
+    cluster: Cluster, broken: FailureLab
+) -> None:
+    kube = KubeCluster(Api.connect(kubeconfig=cluster.kubeconfig, namespace=broken.namespace))
+
+    def fetch() -> ObservedJob:
+        [job] = kube.jobs("late")
+        return job
+
+    def set_up() -> bool | None:
+        return True if any(stuck.SET_UP in pod.conditions for pod in fetch().pods) else None
+
+    def refused() -> bool | None:
+        return True if any(one.reason == "FailedMount" for one in kube.warnings(fetch())) else None
+
+    with socket.create_server((cluster.address, 0)) as registry:  # takes calls and never answers
+        image = f"{cluster.address}:{registry.getsockname()[1]}/slow:1"
+        with broken.profile_with({"image": image, "allowImageTags": True}, CONFIG_MAP):
+            broken.begin({"late": Play({"late": Scene("its ConfigMap comes late")})})
+            broken.made(broken.job("late", "late", stage="fetch"))
+        broken.until(refused, "the absent ConfigMap to be noticed", 60)
+        assert stuck.cause(fetch(), time.time(), kube.warnings(fetch()))
+        broken.kubectl("create", "configmap", "absent")
+        broken.until(set_up, "the volumes to be mounted", 60)
+        assert refused(), "it is told for an hour"
+        assert stuck.cause(fetch(), time.time(), kube.warnings(fetch())) is None
 
 
 def test_a_lost_node_costs_an_attempt_and_its_pod_that_lives_on_writes_nothing(

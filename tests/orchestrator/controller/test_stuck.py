@@ -56,6 +56,10 @@ CASES: dict[str, tuple[ObservedPod | None, tuple[Event, ...], str | None, float 
     "no claim": (waits("Unschedulable", NO_CLAIM), (), "config", PATIENCE_S),
     "no Secret to mount": (waits("ContainerCreating"), warned("FailedMount", SECRET), "config", PATIENCE_S),
     "a volume that may come back": (waits("ContainerCreating"), warned("FailedMount", NFS), "config", None),
+    "pulls an image, and a Secret came late": (
+        pod(waiting_reason="ContainerCreating", conditions={"PodReadyToStartContainers": Condition()}),
+        warned("FailedMount", SECRET), None, None,
+    ),
     "runs, whatever was said before": (pod(phase="Running"), warned("FailedMount", SECRET), None, None),
     "GPU quota": (None, warned("FailedCreate", QUOTA), "unschedulable", None),
     "Pod Security": (None, warned("FailedCreate", PSA), "config", PATIENCE_S),
@@ -105,6 +109,10 @@ SILENT = {
     "no pod": ((), True),
     "a pod that is being set up": ((waits("ContainerCreating"),), True),
     "a pod that says nothing yet": ((waits(None),), True),
+    "a pod that pulls its image": (
+        (pod(waiting_reason="ContainerCreating", conditions={"PodReadyToStartContainers": Condition()}),),
+        False,
+    ),
     "a pod that says why": ((waits("ErrImagePull"),), False),
     "a pod that runs": ((pod(phase="Running"),), False),
     "a pod that ended just now": ((pod(phase="Succeeded", finished_at=NOW - 2),), False),
