@@ -21,7 +21,8 @@ PRIORITY_CLASSES = ROOT / "manifests" / "base" / "priorityclasses.yaml"
 def impatient() -> Iterator[None]:
     """The same decisions, sooner: a minute of patience, and two for a lost node, are seconds here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stuck, "PATIENCE_S", 6.0)
+        patch.setattr(stuck, "PATIENCE_S", 10.0)
+        patch.setattr(stuck, "OUTAGE_S", 10.0)
         patch.setattr(stuck, "SILENCE_S", 2.0)
         patch.setattr(stuck, "ENDED_LATE_S", 2.0)
         patch.setattr(serve, "UNFINISHED_AGAIN_S", 2.0)
@@ -29,6 +30,7 @@ def impatient() -> Iterator[None]:
         patch.setattr(memory, "ASKED_AGAIN_S", 2.0)
         patch.setattr(status, "TOLD_AFTER_S", 2.0)
         patch.setattr(observed, "FENCE_S", 5.0)
+        patch.setattr(observed, "ENDED_LATE_S", 2.0)
         yield
 
 
@@ -46,4 +48,6 @@ def lab(
     cluster.kubectl("apply", "-f", str(PRIORITY_CLASSES))
     with failure_lab(cluster, stand_in, tmp_path_factory.mktemp("profile")) as one:
         one.begin(PLAYS)
+        for fetch in one.until(lambda: one.queued("queued", "fetch"), "a fetch in its queue"):
+            one.suspend(fetch, False)
         yield one

@@ -195,13 +195,15 @@ class FailureLab(Lab):
     def row(
         self, sweep: str, run: str, attempt: int = 1, stage: Stage = "train", *, stuck: bool = False
     ) -> Row:
-        """What the page tells of a recorded attempt; `stuck`: of one that did not end by itself."""
+        """What the page tells of a recorded attempt; `stuck`: as it stood before it was told to go."""
         record = next(one for one in self.attempts(sweep, run, stage) if one["attempt"] == attempt)
         line = next(one for one in self.why(sweep, run) if one.startswith(f"  {stage} {attempt}: "))
-        shown = self.witness.stuck if stuck else self.witness.shown
+        job = self.job(sweep, run, attempt, stage)
+        if not stuck:
+            self.until(lambda: self.witness.still(job) or None, f"what is left of {job} to go", 60)
         return Row(
             self.scene(sweep, run).provoked,
-            steady(shown(self.job(sweep, run, attempt, stage))),
+            steady(self.witness.stuck(job) if stuck else self.witness.shown(job)),
             record.get("class", "done"),
             steady(record.get("remedy", "")),
             steady(line.strip()),

@@ -166,7 +166,7 @@ PLAYS = {
     "xid": Play(GPU_FAULTS, {"resources": {"gpus": 1, "gpuType": ["first", "second"]}}),
     "memory": Play(MEMORY, {"retry": {"oomHost": 3}}),
     "disk": Play(DISK),
-    "queued": Play(QUEUED, {"scheduling": {"queue": "gpu"}, "resources": {"maxDuration": "15s"}}),
+    "queued": Play(QUEUED, {"scheduling": {"queue": "gpu"}, "resources": {"maxDuration": "10s"}}),
     "acts": Play(ACTS, {"retry": {"lost": 1}}),
     "outranked": Play(OUTRANKED, {"scheduling": {"priority": "low"}, "resources": {"gpus": 1}}),
     "alike": Play(ALIKE, {"scheduling": {"parallelism": 1}}),
@@ -190,9 +190,12 @@ class Broken:
         return Play({run: Scene(self.provoked, attempts=1, done=False)}, self.spec)
 
 
-_CONFIG_MAP = '[[volumes]]\nname = "certificates"\nmountPath = "/etc/certificates"\nconfigMap = "absent"\n'
+CONFIG_MAP = '[[volumes]]\nname = "certificates"\nmountPath = "/etc/certificates"\nconfigMap = "absent"\n'
+"""A volume that every Job then has, of a ConfigMap named absent."""
 BROKEN = {
-    "noimage": Broken("an image that no registry has", {"image": f"orch.test/absent@sha256:{'0' * 64}"}),
+    "noimage": Broken(
+        "an image that no registry has", {"image": "orch.test/absent:1", "allowImageTags": True}
+    ),
     "badname": Broken(
         "an image whose name is none", {"image": "orch.test/Trainer:1", "allowImageTags": True}
     ),
@@ -200,7 +203,7 @@ BROKEN = {
         "an image without the trainer's command", {"image": TOOLS_IMAGE, "allowImageTags": True}
     ),
     "nosecret": Broken("`hubTokenSecret` names a Secret that is absent", {"hubTokenSecret": "absent"}),
-    "noconfigmap": Broken("a volume of a ConfigMap that is absent", tables=_CONFIG_MAP),
+    "noconfigmap": Broken("a volume of a ConfigMap that is absent", tables=CONFIG_MAP),
     "noclaim": Broken("`volumeClaim` names a claim that is absent", {"volumeClaim": "absent"}),
     "noaccount": Broken("`serviceAccount` is absent", {"serviceAccount": "absent"}),
     "nopriority": Broken(

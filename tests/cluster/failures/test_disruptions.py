@@ -62,6 +62,7 @@ def test_a_job_that_vanishes_again_and_again_is_given_up(lab: FailureLab) -> Non
     assert lost["class"] == "lost"
     assert lab.attempts("acts", "vanishing") == [], "nothing is known of how it ended"
     told = lab.why("acts", "vanishing")
+    lab.until(lambda: lab.witness.still(job) or None, "the last pod to end", 60)
     shown, scene = lab.witness.shown(job), lab.scene("acts", "vanishing")
     keep("vanishing", Row(scene.provoked, shown, "lost", "not tried again", told[2].strip()))
 
@@ -71,16 +72,17 @@ def test_a_run_that_is_cancelled_is_recorded_and_ended(lab: FailureLab) -> None:
     lab.orch("cancel", "acts", "cancelled")
     [record] = lab.ended("acts", "cancelled")
     assert (record["class"], record["evidence"]) == ("cancelled", "cancelled by its user")
-    job = lab.job("acts", "cancelled")
-    lab.until(lambda: lab.witness.ended(job) or None, "its pod to end", 60)
     keep("cancelled", lab.row("acts", "cancelled"))
 
 
 def test_a_suspended_and_resumed_job_is_one_attempt_of_two_pods(lab: FailureLab) -> None:
     lab.trains("acts", "resumed")
     job = lab.job("acts", "resumed")
+    [pod] = lab.witness.pods(job)
     lab.suspend(job, True)
-    lab.suspend(job, False)  # at once: the old pod is still there
+    lab.until(lambda: lab.witness.gone(pod["metadata"]["uid"]) or None, "its pod to end", 60)
+    assert lab.attempts("acts", "resumed") == [], "it is the same attempt"
+    lab.suspend(job, False)
     [record] = lab.ended("acts", "resumed")
     assert (record["attempt"], record["state"]) == (1, "done")
     first, second = lab.journal("acts", "resumed", "start")

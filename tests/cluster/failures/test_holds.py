@@ -17,7 +17,7 @@ JOBS, GPUS = "count/jobs.batch", f"requests.{GPU_RESOURCE}"
 UNTIL_ROOM = "held until there is room"
 NO_JOB = "a ResourceQuota allows no further Job"
 NO_GPU = "a ResourceQuota allows fewer GPUs"
-NO_NODE = "every GPU is taken"
+NO_NODE = "no node has as many free GPUs"
 FORBIDDEN = "admission of the lab adds to the pod what its Pod Security standard forbids"
 APPARMOR = "container.apparmor.security.beta.kubernetes.io/trainer"
 
@@ -83,19 +83,15 @@ def test_a_full_quota_of_gpus(lab: FailureLab) -> None:
 
 def test_no_node_has_room(lab: FailureLab) -> None:
     for node in lab.cluster.nodes:
-        container = {"name": "rival", "image": TOOLS_IMAGE}
-        spec = {
-            "nodeName": node,
-            "priorityClassName": "orch-high",
-            "terminationGracePeriodSeconds": 0,
-            "containers": [{**container, "resources": {"limits": {GPU_RESOURCE: GPUS_PER_NODE}}}],
-        }
+        container = {"name": "rival", "image": TOOLS_IMAGE, "resources": {"limits": {GPU_RESOURCE: 1}}}
+        spec = {"nodeName": node, "priorityClassName": "orch-high", "containers": [container]}
         rival = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"rival-{node}"}, "spec": spec}
         lab.apply(json.dumps(rival))
-    lab.begin({"room": Play({"room": Scene(NO_NODE, attempts=1)}, {"resources": {"gpus": 1}})})
+    lab.begin({"room": Play({"room": Scene(NO_NODE, attempts=1)}, {"resources": {"gpus": GPUS_PER_NODE}})})
     waits(lab, "room", "Waiting", "Unschedulable")
     keep("room", lab.held("room", "room", NO_NODE, "unschedulable", UNTIL_ROOM))
-    lab.kubectl("delete", "pod", *(f"rival-{node}" for node in lab.cluster.nodes))
+    rivals = (f"rival-{node}" for node in lab.cluster.nodes)
+    lab.kubectl("delete", "pod", *rivals, "--grace-period=1", "--wait=false")
     goes_on(lab, "room", "Waiting")
 
 

@@ -77,6 +77,12 @@ class Witness:
         """Whether a pod of this Job was told to go."""
         return any("deletionTimestamp" in pod["metadata"] for pod in self.pods(job))
 
+    def still(self, job: str) -> bool:
+        """Whether everything of this Job that was told to go is gone."""
+        everything = (*self.jobs(job), *self.pods(job))
+        leaving = [one["metadata"]["uid"] for one in everything if "deletionTimestamp" in one["metadata"]]
+        return all(map(self.gone, leaving))
+
     def ended(self, job: str) -> bool:
         """Whether every Job of this name is gone, and every pod of theirs."""
         return all(self.gone(one["metadata"]["uid"]) for one in (*self.jobs(job), *self.pods(job)))
