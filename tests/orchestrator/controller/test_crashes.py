@@ -37,7 +37,7 @@ from tests.orchestrator.controller.jobworld import (
     Process,
     ProcessApi,
 )
-from tests.orchestrator.controller.scene import a_sweep, filled_once
+from tests.orchestrator.controller.scene import a_sweep, filled_once, noted
 
 SWEEP = a_sweep(
     4,
@@ -285,12 +285,12 @@ def strike(
     whole: Play, calls: Iterable[int], fault: Fault, after: bool, eyes: type[Watcher] | type[Reader] = Watcher
 ) -> None:
     for call in calls:
-        play = Play(at(call, fault, after), eyes).run()
-        asked = play.calls[call]
-        assert play.deaths == (fault == "die"), asked
-        check(play, whole)
-        # An event that a living controller could not tell is not told again: it must not hold up the status.
-        assert play.told == whole.told or (fault == "reset" and "events" in asked)
+        with noted(f"struck at call {call}"):
+            play = Play(at(call, fault, after), eyes).run()
+            assert play.deaths == (fault == "die")
+            check(play, whole)
+            # What a living controller could not tell is not told again: it must not hold up the status.
+            assert play.told == whole.told or (fault == "reset" and "events" in play.calls[call])
 
 
 def test_the_undisturbed_sweep_is_what_it_should_be(whole: Play) -> None:
