@@ -16,7 +16,7 @@ from orchestrator.cluster.slots import Slots
 from orchestrator.controller.loop import Controller
 from orchestrator.profile import Profile
 from tests.orchestrator.cluster.stubs import CHANGES, Killed, StubMachine
-from tests.orchestrator.controller.scene import a_sweep, filled_once
+from tests.orchestrator.controller.scene import a_sweep, filled_once, noted
 
 SWEEP = a_sweep(4, scheduling={"parallelism": 2}, eval={"tasks": ["everyday"], "perplexity": "none"})
 FATES: dict[tuple[str, int], int | str] = {
@@ -186,9 +186,10 @@ def kind(change: str) -> str:
 
 def strike(play: Played, whole: Play, changes: Iterable[int]) -> None:
     for change in changes:
-        one = play(change)
-        assert one.deaths == 1, whole.changes[change]
-        check(one, whole)
+        with noted(f"killed before change {change}: {whole.changes[change]}"):
+            one = play(change)
+            assert one.deaths == 1
+            check(one, whole)
 
 
 def test_a_controller_killed_at_each_kind_of_change_changes_nothing(play: Played) -> None:

@@ -38,6 +38,16 @@ def a_sweep(count: int = 3, **spec: Any) -> Sweep:
 
 
 @contextlib.contextmanager
+def noted(text: str) -> Iterator[None]:
+    """What fails in here fails with this note."""
+    try:
+        yield
+    except AssertionError as error:
+        error.add_note(text)
+        raise
+
+
+@contextlib.contextmanager
 def filled_once() -> Iterator[None]:
     """For plays of one sweep that make the same Jobs again and again: half their time went into YAML."""
     filled: dict[str, dict[str, Any]] = {}
