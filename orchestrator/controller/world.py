@@ -152,7 +152,7 @@ class World:
             if not verdict.again:
                 return replace(step, verb="failed", attempt=last.attempt)
         return (
-            replace(step, verb="busy", remedy="waiting for its last pod to end") if False else step
+            replace(step, verb="busy", remedy="waiting for its last pod to end") if history.fenced else step
         )
 
     def _busy(self, job: ObservedJob, last: AttemptRecord | None) -> Next:
