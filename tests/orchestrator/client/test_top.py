@@ -204,7 +204,7 @@ def test_on_one_machine_a_job_without_a_process_waits_for_its_gpus() -> None:
 
 
 def test_what_ends_by_itself_says_when() -> None:
-    scene = with_pod(three(), "r0", waiting_reason="ImagePullBackOff", waiting_message="no such tag")
+    scene = with_pod(three(), "r0", waiting_reason="InvalidImageName", waiting_message="Trainer:1")
     [wait] = [one for one, runs in waits(view(scene)).items() if "r0" in runs]
     assert wait.remedy == "it is ended after 60 s of this"
 
