@@ -5,6 +5,7 @@ Everything that can be answered without torch is answered before it loads.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from trainer import flags, folder
-from trainer.attempt import Diverged, FenceLost, Preempted, StopSignal, write_record
+from trainer.attempt import Diverged, Preempted, StopSignal, write_record
 from trainer.config import (
     EvalConfig,
     EvalPlace,
@@ -24,8 +25,10 @@ from trainer.config import (
     TrainPlace,
     digest,
 )
+from trainer.fence import FenceLost
 from trainer.launch import is_rank, launch, world_size
 from trainer.results import ExitCode, Record, Stage
+from trainer.volume import explain
 
 KINDS: dict[str, tuple[type[Settings], ...]] = {
     "train": (TrainConfig, TrainPlace),
@@ -107,10 +110,13 @@ def _train(settings: list[Settings], words: list[str], dry_run: bool) -> int:
                 "leave it out under accelerate or torchrun"
             )
         config = config.model_copy(update={"nproc": world_size()})
-    fault = folder.check_folder(config, place)
+    try:
+        fault = folder.check_folder(config, place)
+        record = None if dry_run or fault else folder.finished(config, place)
+    except OSError as error:
+        return _end_by(error, "train", place.run_id, config)
     if fault:
         return _fault(fault, _failed("train", place.run_id, ExitCode.USAGE, fault, config))
-    record = None if dry_run else folder.finished(config, place)
     if record is not None:
         print(f"{folder.run_folder(config, place).root}: done already, nothing to train")  # noqa: T201
         write_record(record)
@@ -188,14 +194,22 @@ def _guarded(
     except Diverged as error:
         return _end(stage, run_id, ExitCode.DIVERGED, str(error), config)
     except Exception as error:  # noqa: BLE001 - the last door: each end needs a code and a record
-        code = exit_code(error)
-        text = _not_allowed(error) if isinstance(error, PermissionError) else str(error)
-        if code == ExitCode.INTERNAL:
-            text = "".join(traceback.format_exception(error))
-        return _end(stage, run_id, code, text, config)
+        return _end_by(error, stage, run_id, config)
     if record is not None:
         write_record(record)
     return ExitCode.DONE
+
+
+def _end_by(error: Exception, stage: Stage, run_id: str | None, config: TrainConfig | None) -> int:
+    """The end that an error means: ours comes with its trace, all others are one line."""
+    code, of_volume = exit_code(error), explain(error)
+    if of_volume and code in (ExitCode.INTERNAL, ExitCode.USAGE):
+        # A library may dress it as the user's: a model that cannot be read is not a wrong one.
+        return _end(stage, run_id, ExitCode.INTERNAL, of_volume, config)
+    text = _not_allowed(error) if isinstance(error, PermissionError) else str(error)
+    if code == ExitCode.INTERNAL:
+        text = "".join(traceback.format_exception(error))
+    return _end(stage, run_id, code, text, config)
 
 
 def exit_code(error: BaseException) -> ExitCode:
@@ -224,8 +238,10 @@ def _not_allowed(error: PermissionError) -> str:
 
 
 def _end(stage: Stage, run_id: str | None, code: ExitCode, text: str, config: TrainConfig | None) -> int:
-    sys.stderr.write(text.rstrip() + "\n")
     write_record(_failed(stage, run_id, code, text, config))
+    # The log may lie on the volume that failed.
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text.rstrip() + "\n")
     return code
 
 

@@ -1,8 +1,4 @@
-"""One attempt at a stage: its fence, its stop signal, its watchdog and its record. Torch-free.
-
-Two processes of one run do happen (a lost node, a Job made twice): whoever took the folder last owns it,
-and the other ends without writing.
-"""
+"""One attempt at a stage: its stop signal, its watchdog and its record. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,19 +8,11 @@ import statistics
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from trainer.layout import (
-    ATTEMPT_ENV,
-    READY_FILE_ENV,
-    TERMINATION_LOG_ENV,
-    RunFolder,
-    read_json,
-    write_json,
-)
+from trainer.layout import READY_FILE_ENV, TERMINATION_LOG_ENV
 from trainer.results import ExitCode, Progress, Record, dump_record
 
 STALL_STEPS = 20
@@ -33,10 +21,6 @@ STALL_STEPS = 20
 
 class Preempted(Exception):
     """SIGTERM arrived; raised at the next safe point."""
-
-
-class FenceLost(Exception):
-    """Another attempt took the run folder: end without writing."""
 
 
 class Diverged(Exception):
@@ -76,25 +60,6 @@ class StopSignal:
     def check(self) -> None:
         if self._event.is_set():
             raise Preempted("stopped by a signal")
-
-
-class Fence:
-    """Ownership of a run folder by the token of this attempt."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
-        self.token = os.environ.get(ATTEMPT_ENV) or uuid.uuid4().hex
-
-    def take(self) -> None:
-        write_json(self._folder.owner, {"v": 1, "attempt": self.token, "pid": os.getpid()})
-
-    def check(self) -> None:
-        """Raises FenceLost when another attempt took the folder since."""
-        owner = read_json(self._folder.owner) or {}
-        if owner.get("attempt") != self.token:
-            raise FenceLost(
-                f"{self._folder.root}: taken by another attempt, got {owner.get('attempt')!r}; this one ends"
-            )
 
 
 class Watchdog:
@@ -148,14 +113,19 @@ def write_record(record: Record) -> None:
     A message that cannot be written must not turn a finished run into a failed one: it is said and left.
     Results that do not fit are left out; they lie on the volume.
     """
-    path = os.environ.get(TERMINATION_LOG_ENV)
-    if not path:
-        return
     try:
         data = dump_record(record)
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         data = dump_record(record.model_copy(update={"variants": [], "error": str(error)}))
+    write_message(data)
+
+
+def write_message(data: bytes) -> None:
+    """The termination message as it is, where one is asked for."""
+    path = os.environ.get(TERMINATION_LOG_ENV)
+    if not path:
+        return
     try:
         with open(path, "wb") as file:
             file.write(data)

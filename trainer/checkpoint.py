@@ -1,27 +1,30 @@
-"""Resumable state of a run: written aside, hashed, renamed; read back only when every hash holds."""
+"""Resumable state of a run: written aside, hashed, renamed; read back only when every hash holds.
+
+Everything that a resumed run needs is inside, the lines of metrics too: no other file has to be whole.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as in_bytes
 from torch import Tensor
 
 from trainer.adapter import save_adapter
 from trainer.config import TrainConfig
-from trainer.layout import RunFolder, new_folder, read_json
+from trainer.fence import Fence
+from trainer.layout import CHECKPOINT_STATE, METRICS, RunFolder, read_json, write_bytes, write_json
 
 logger = logging.getLogger(__name__)
 
-STATE, TENSORS, HASHES = "state.json", "optimizer.safetensors", "hashes.json"
+TENSORS, HASHES = "optimizer.safetensors", "hashes.json"
 
 
 @dataclass(frozen=True)
@@ -29,43 +32,47 @@ class State:
     """What a run is after `step` optimiser steps; everything random is a counter and needs no state.
 
     lora: masters by name. optimizer: Adam's moments, name.exp_avg and name.exp_avg_sq. totals: counts so
-    far. conditions: what exact resume depends on (torch, threads, processes …).
+    far. metrics: the lines of metrics.jsonl. codes_sha256: hash of the base's codes. conditions: what exact
+    resume depends on (torch, threads, processes …).
     """
 
     step: int
     lora: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     totals: Mapping[str, float]
+    metrics: bytes
+    codes_sha256: str
     conditions: Mapping[str, Any]
 
 
-def save(folder: RunFolder, state: State, config: TrainConfig, digest: str) -> Path:
+def save(fence: Fence, folder: RunFolder, state: State, config: TrainConfig, digest: str) -> Path:
     """Publish checkpoint-<step>, then drop all but the newest `save_total_limit`."""
     path = folder.checkpoint(state.step)
-    with new_folder(path) as aside:
+    with fence.new_folder(path) as aside:
         save_adapter(state.lora, aside, config)
         tensors = {f"lora.{name}": tensor for name, tensor in state.lora.items()}
         tensors |= {f"adam.{name}": tensor for name, tensor in state.optimizer.items()}
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside / TENSORS
-        )
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        # Not by safetensors' own writer: its errors carry no number, and it fsyncs nothing.
+        write_bytes(aside / TENSORS, in_bytes(plain))
+        write_bytes(aside / METRICS, state.metrics)
         about = {
             "v": 1,
             "step": state.step,
             "digest": digest,
+            "codes_sha256": state.codes_sha256,
             "totals": dict(state.totals),
             "conditions": dict(state.conditions),
         }
-        (aside / STATE).write_text(json.dumps(about, indent=1))
-        hashes = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
-        (aside / HASHES).write_text(json.dumps(hashes, indent=1))
+        write_json(aside / CHECKPOINT_STATE, about)
+        write_json(aside / HASHES, {file.name: _sha256(file) for file in sorted(aside.iterdir())})
     # Higher steps are damaged or abandoned ones: this run is here, and they must not push it out.
     kept = [old for old in folder.checkpoints() if int(old.name[11:]) <= state.step][
         : config.save_total_limit
     ]
     for old in folder.checkpoints():
         if old not in kept:
-            shutil.rmtree(old, ignore_errors=True)
+            fence.remove(old)
     return path
 
 
@@ -83,25 +90,27 @@ def verify(path: Path, digest: str) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
         hashes = read_json(path / HASHES)
-        if not isinstance(hashes, dict) or STATE not in hashes or TENSORS not in hashes:
+        if not isinstance(hashes, dict) or not {CHECKPOINT_STATE, TENSORS, METRICS} <= hashes.keys():
             return "no complete list of hashes"
         for name, expected in hashes.items():
             if _sha256(path / name) != expected:
                 return f"a changed {name}"
-        about = read_json(path / STATE)
+        about = read_json(path / CHECKPOINT_STATE)
     except (OSError, ValueError) as error:
         return str(error)
     return None if about.get("digest") == digest else f"the config {about.get('digest')}"
 
 
 def _load(path: Path) -> State:
-    about = read_json(path / STATE)
+    about = read_json(path / CHECKPOINT_STATE)
     tensors = load_file(path / TENSORS)
     return State(
         step=about["step"],
         lora={name[5:]: value for name, value in tensors.items() if name.startswith("lora.")},
         optimizer={name[5:]: value for name, value in tensors.items() if name.startswith("adam.")},
         totals=about["totals"],
+        metrics=(path / METRICS).read_bytes(),
+        codes_sha256=about["codes_sha256"],
         conditions=about["conditions"],
     )
 

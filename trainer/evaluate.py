@@ -22,7 +22,7 @@ from trainer.layout import ATTEMPT_ENV, write_json
 from trainer.models import default_models_dir, local_path, resolve_device
 from trainer.protocol import Plan, plan
 from trainer.results import Progress, Record, Stage, VariantName
-from trainer.scores import BlockSums, Cell, publish, read, scores
+from trainer.scores import BlockSums, Cell, Measured, publish, read, scores
 
 if TYPE_CHECKING:
     from trainer.adapter import Mode
@@ -58,18 +58,21 @@ def evaluate(config: EvalConfig, place: EvalPlace) -> Record:
     measure = plan(config, base, device, models_dir)
     output = Path(place.output_dir) if place.output_dir else _dump() / "solo" / f"eval-{measure.key()}"
     cells = plan_cells(config, place, measure, sources, output)
-    missing = [cell for cell in cells if not cell.is_measured]
+    ptq = ptq_cell(place, measure)
+    missing = [cell for cell in cells if read(cell) is None]
+    if ptq.result.is_file() and ptq not in cells and read(ptq) is None:
+        missing.append(ptq)  # without it what is asked for would be compared with nothing
     if missing:
         _measure(missing, config, base, measure, device, models_dir, sources)
-    record = _record(config, place, cells, ptq_cell(place, measure))
+    record = _record(config, place, cells, ptq)
     write_json(output / RESULTS, record.model_dump(mode="json", exclude_none=True))
     return record
 
 
 def _record(config: EvalConfig, place: EvalPlace, cells: Sequence[Cell], ptq: Cell) -> Record:
     """Everything asked for, read from its files; differences are to ptq, if it was ever measured."""
-    reference = read(ptq) if ptq.is_measured else None
-    found = [read(cell) for cell in cells]
+    reference = read(ptq)
+    found = [_measured(cell) for cell in cells]
     return Record(
         stage="eval" if config.lora_paths else "baseline",
         status="done",
@@ -83,6 +86,13 @@ def _record(config: EvalConfig, place: EvalPlace, cells: Sequence[Cell], ptq: Ce
             for cell, measured in zip(cells, found, strict=True)
         ],
     )
+
+
+def _measured(cell: Cell) -> Measured:
+    found = read(cell)
+    if found is None:
+        raise RuntimeError(f"{cell.result}: what was just written is gone or damaged; check the volume")
+    return found
 
 
 def plan_cells(

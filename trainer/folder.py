@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
+import tempfile
 from pathlib import Path
 
 from trainer.config import TrainConfig, TrainPlace, digest
-from trainer.layout import ADAPTER_WEIGHTS, RunFolder, read_json
+from trainer.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINT_STATE, RunFolder, read_object
 from trainer.results import Record
+from trainer.volume import of_volume
+
+logger = logging.getLogger(__name__)
+
+PROBE_BYTES = 1 << 16
+"""Written and given back before anything is loaded, to learn of a full volume now."""
 
 
 def run_folder(config: TrainConfig, place: TrainPlace) -> RunFolder:
@@ -17,35 +26,78 @@ def run_folder(config: TrainConfig, place: TrainPlace) -> RunFolder:
 
 
 def finished(config: TrainConfig, place: TrainPlace) -> Record | None:
-    """The done record of this very config, when its folder has one: needs no torch."""
+    """The done record of this very config, when its folder has one and all it speaks of: needs no torch."""
+    folder = run_folder(config, place)
+    record = _done_record(folder, digest(config))
+    if record is None:
+        return None
+    fault = _fault_of_result(folder, record)
+    if fault:
+        logger.warning("%s: marks nothing, got %s; going on from the last checkpoint", folder.done, fault)
+        return None
+    return record
+
+
+def _done_record(folder: RunFolder, config_digest: str) -> Record | None:
+    found = read_object(folder.done)
+    if not found or found.get("config_digest") != config_digest:
+        return None
     try:
-        found = read_json(run_folder(config, place).done)
+        record = Record.model_validate(found)
     except ValueError:
         return None  # a damaged mark marks nothing
-    if not found or found.get("config_digest") != digest(config):
-        return None
-    # A done mark without its adapter is no result: train again from what is there.
-    if not (run_folder(config, place).adapter / ADAPTER_WEIGHTS).is_file():
-        return None
-    return Record.model_validate(found)
+    return record if record.status == "done" else None
+
+
+def _fault_of_result(folder: RunFolder, record: Record) -> str | None:
+    """What is missing or damaged of what a done mark stands for; None when all is there."""
+    weights = folder.adapter / ADAPTER_WEIGHTS
+    if not weights.is_file():
+        return f"no {weights.name}"
+    with open(weights, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    expected = record.train.adapter_sha256 if record.train else None
+    if found != expected:
+        return f"a changed {weights.name}"
+    # Evaluation reads them, and cannot do without.
+    for needed in (folder.adapter / ADAPTER_CONFIG, folder.run):
+        if not read_object(needed):
+            return f"no whole {needed.name}"
+    return None
 
 
 def check_folder(config: TrainConfig, place: TrainPlace) -> str | None:
-    """What forbids training in the run folder: another config's run, or no way to write; None if nothing."""
+    """What forbids training in the run folder: another config's run, or no way to write; None if nothing.
+
+    Raises OSError for the faults of a volume: they are not the user's.
+    """
     folder = run_folder(config, place)
     try:
-        found = read_json(folder.run)
+        found = _digest_there(folder)
         folder.root.mkdir(parents=True, exist_ok=True)
-        probe = folder.root / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except ValueError as error:
-        return f"{folder.run}: is damaged, got {error}; remove it if the run may start anew"
+        with tempfile.TemporaryFile(dir=folder.root) as probe:
+            probe.write(b"\0" * PROBE_BYTES)
+            probe.flush()
+            os.fsync(probe.fileno())
     except OSError as error:
+        if of_volume(error):
+            error.filename = str(folder.root)
+            raise
         return f"{folder.root}: cannot be written, got {error.strerror}; give another --output-dir"
-    if found and found.get("digest") != digest(config):
+    if found and found != digest(config):
         return (
-            f"{folder.root}: holds a run of another config, got digest {str(found.get('digest'))[:8]} "
+            f"{folder.root}: holds a run of another config, got digest {found[:8]} "
             f"instead of {digest(config)[:8]}; give another --output-dir"
         )
     return None
+
+
+def _digest_there(folder: RunFolder) -> str | None:
+    """The digest of the config whose run lies here, from the first file that tells; None when none does."""
+    if not folder.root.is_dir():
+        return None
+    if folder.run.exists() and not read_object(folder.run):
+        logger.warning("%s: is damaged, and is written anew", folder.run)
+    told = [read_object(folder.run).get("digest"), read_object(folder.done).get("config_digest")]
+    told += [read_object(path / CHECKPOINT_STATE).get("digest") for path in folder.checkpoints()]
+    return next((one for one in told if isinstance(one, str)), None)

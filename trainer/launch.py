@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from trainer.attempt import write_message
 from trainer.flags import UsageError
 from trainer.layout import TERMINATION_LOG_ENV
 from trainer.results import ExitCode
@@ -107,11 +108,9 @@ def _end_with_parent() -> None:
 
 
 def _publish(record: Path) -> None:
-    """The rank's record as the run's, in one write in place."""
-    path = os.environ.get(TERMINATION_LOG_ENV)
-    if path and record.is_file():
-        with open(path, "wb") as file:
-            file.write(record.read_bytes())
+    """The rank's record as the run's."""
+    if record.is_file():
+        write_message(record.read_bytes())
 
 
 def _environment(rank: int, nproc: int, port: int, records: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ Torch-free. A folder or file that exists under its final name is complete; the d
       .teacher/<hash>/<xx>/*.json  completions written by a teacher (seq_kd), one a prompt
       .orch/                       state of the local cluster
       <sweep>/<run id>/            a run: everything below
-        owner.json                 who may write here (the fence)
+        owner/<token>/             who may write here (the fence), and what it has not finished writing
         run.json                   config, versions, base, data, timings
         metrics.jsonl              one line an optimiser step
         checkpoint-<step>/         resumable state, complete when it has this name
@@ -30,10 +30,12 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+METRICS = "metrics.jsonl"
+CHECKPOINT_STATE = "state.json"
 TERMINATION_LOG_ENV = "ORCH_TERMINATION_LOG"
 """Where the record of an attempt is written; in a pod /dev/termination-log."""
 READY_FILE_ENV = "ORCH_READY_FILE"
@@ -52,7 +54,7 @@ class RunFolder:
 
     @property
     def owner(self) -> Path:
-        return self.root / "owner.json"
+        return self.root / "owner"
 
     @property
     def run(self) -> Path:
@@ -60,7 +62,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
+        return self.root / METRICS
 
     @property
     def adapter(self) -> Path:
@@ -124,84 +126,131 @@ class Dump:
         return self.root / ".orch"
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Publish a file whole: written aside, fsynced, renamed; then the folder is fsynced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+def write_bytes(path: Path, data: bytes, desk: Path | None = None) -> None:
+    """Publish a file whole: written aside, fsynced, renamed; then the folder is fsynced.
+
+    desk: an existing folder of the same volume to write in; without it, beside `path`. Whatever step fails,
+    the OSError names `path`.
+    """
+    aside = _aside(path, desk)
+    with _naming(path):
+        try:
+            with open(aside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        finally:
+            _remove(aside)
+        fsync_folder(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
+def append_bytes(file: BinaryIO, data: bytes) -> None:
+    """Add to an open file, durably; a failure may leave a part of `data` in it, and names the file."""
+    with _naming(Path(file.name)):
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, value: Any, desk: Path | None = None) -> None:
     """Publish a JSON file whole; nan and infinity are refused."""
-    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode(), desk)
 
 
 def write_json_once(path: Path, value: Any) -> None:
-    """Publish a JSON file unless one of that name exists: the first writer wins."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    """Publish a JSON file unless a whole one of that name exists: the first writer wins."""
+    aside = _aside(path, None)
     try:
         write_json(aside, value)
-        with contextlib.suppress(FileExistsError):
-            os.link(aside, path)
+        with _naming(path):
+            try:
+                os.link(aside, path)
+            except FileExistsError:
+                if not _is_json(path):
+                    os.replace(aside, path)
     finally:
-        aside.unlink(missing_ok=True)
+        _remove(aside)
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, *, keep: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, keep: bool = False, desk: Path | None = None) -> Iterator[Path]:
     """A folder to fill aside, which appears as `path` only when the block ends without error.
 
     An older folder of that name is replaced; with `keep` it stays, for others may be reading it, and the new
-    one goes. Everything inside is fsynced first.
+    one goes. Everything inside is fsynced first. desk: as in `write_bytes`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    aside.mkdir()
+    aside = _aside(path, desk)
     try:
-        yield aside
-        for file in aside.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as opened:
-                    os.fsync(opened.fileno())
+        with _naming(path):
+            aside.mkdir()
+            yield aside
+            _fsync_tree(aside)
+            if keep:
+                # One step, so that of two writers the first wins: a folder is not renamed onto a filled one.
+                try:
+                    os.rename(aside, path)
+                except OSError:
+                    if not path.is_dir():
+                        raise
             else:
-                fsync_folder(file)
-        fsync_folder(aside)
-        if keep:
-            # One step, so that of two writers the first wins: a folder is not renamed onto a filled one.
-            try:
+                # A folder cannot be renamed over another: the old one steps aside, then goes.
+                remove(path, desk)
                 os.rename(aside, path)
-            except OSError:
-                if not path.is_dir():
-                    raise
-        elif path.exists():
-            # A folder cannot be renamed over another: the old one steps aside, then goes.
-            old = path.with_name(f".{path.name}.old.{uuid.uuid4().hex[:8]}")
-            os.rename(path, old)
-            os.rename(aside, path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(aside, path)
-        fsync_folder(path.parent)
+            fsync_folder(path.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
+
+
+def remove(path: Path, desk: Path | None = None) -> None:
+    """Take a file or folder away in one step; its bytes go after. Nothing happens if it is not there."""
+    aside = _aside(path, desk)
+    with _naming(path), contextlib.suppress(FileNotFoundError):
+        os.rename(path, aside)
+    _remove(aside)
 
 
 def remove_asides(folder: Path) -> None:
     """Remove what writers that were killed left unfinished in `folder`: only its owner may."""
     for aside in folder.glob(".*"):
-        if aside.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
+
+
+def _aside(path: Path, desk: Path | None) -> Path:
+    """A name no other writer has, in `desk` or beside `path`, whose folder is made then."""
+    if desk is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return (desk or path.parent) / f".{path.name}.{uuid.uuid4().hex[:8]}"
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder that nobody reads; one that cannot go now is left to the next owner."""
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
         else:
-            aside.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Have an OSError name `path`: of a failed write Python says no name, of a rename one aside."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _fsync_tree(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+        else:
+            fsync_folder(file)
+    fsync_folder(folder)
 
 
 def is_aside(path: Path) -> bool:
@@ -226,8 +275,24 @@ def fsync_folder(path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`, or None when there is no such file."""
+    """The JSON value in `path`, or None when there is no such file. Raises ValueError for a damaged one."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return read_json(path) is not None
+    except ValueError:
+        return False
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; {} when there is no such file, or a damaged one that can be done without."""
+    try:
+        value = read_json(path)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

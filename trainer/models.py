@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.config import Dtype
 from trainer.layout import new_folder
-from trainer.mark import Store, Wanted, weak_lock
+from trainer.mark import Store, Wanted, remove_stale, weak_lock
 
 if TYPE_CHECKING:
     import torch
@@ -222,7 +222,7 @@ def load_model(
     source = resolve(name, revision, models_dir)
     # A log is read afterwards, where bars are noise.
     transformers_logging.disable_progress_bar()
-    with _as_model_error(name, revision):
+    with _as_model_error(name, revision, source):
         model: Any = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
         )
@@ -238,7 +238,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     source = resolve(name, revision, models_dir)
-    with _as_model_error(name, revision):
+    with _as_model_error(name, revision, source):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, revision=revision)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -246,7 +246,7 @@ def load_tokenizer(
 
 
 @contextlib.contextmanager
-def _as_model_error(name: str, revision: str) -> Iterator[None]:
+def _as_model_error(name: str, revision: str, source: str) -> Iterator[None]:
     """The user's faults among what from_pretrained raises, said in one line."""
     from safetensors import SafetensorError
 
@@ -254,9 +254,10 @@ def _as_model_error(name: str, revision: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
+        made = name.startswith(PACKAGE_PREFIX)
+        advice = f"remove {source}, it is made again" if made else "fetch it first, or check its name"
         raise ModelError(
-            f"model_name: cannot be loaded, got {name!r} at {revision}: {reason}; fetch it first, or check "
-            "its name"
+            f"model_name: cannot be loaded, got {name!r} at {revision}: {reason}; {advice}"
         ) from error
 
 
@@ -273,6 +274,7 @@ def convert_package_file(source: PackageFile, models_dir: Path) -> Path:
         if not folder.is_dir():
             with new_folder(folder, keep=True) as aside:
                 _convert(source.file, aside)
+            remove_stale(models_dir.glob(f".{source.key}.????????"), folder)
     return folder
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from trainer.adapter import save_adapter
 from trainer.config import digest
 from trainer.counters import Stream
-from trainer.layout import ADAPTER_WEIGHTS, new_folder, read_json, write_json
+from trainer.layout import ADAPTER_WEIGHTS, read_object
 from trainer.results import Record, TrainSummary
 from trainer.rollout import Draw, Sampler, sample
 
@@ -28,57 +29,57 @@ SAMPLE_PROMPTS = (
 SAMPLE_TOKENS = 24
 
 
-def start_run(session: Session, resumed_from: int | None) -> None:
-    """Write run.json for an attempt that begins: the config, the base and the versions it works with."""
+def start_run(session: Session, resumed_from: int | None) -> dict[str, Any]:
+    """Write run.json for an attempt that begins, and return it: config, base and versions it works with."""
     config, place = session.config, session.place
-    before = read_json(session.folder.run) or {}
-    write_json(
-        session.folder.run,
-        {
-            "v": 1,
-            "run_id": place.run_id,
-            "status": "running",
-            "digest": digest(config),
-            "config": config.model_dump(mode="json"),
-            "tags": place.tags,
-            "overrides": overrides(session),
-            "base": {"name": config.model_name, "revision": config.model_revision},
-            "codes_sha256": session.student.codes_sha256,
-            "dataset": _dataset(session),
-            "versions": versions(),
-            "started": before.get("started", time.time()),
-            "attempts": before.get("attempts", 0) + 1,
-            "resumed_from": resumed_from,
-        },
-    )
+    before = read_object(session.folder.run)
+    about = {
+        "v": 1,
+        "run_id": place.run_id,
+        "status": "running",
+        "digest": digest(config),
+        "config": config.model_dump(mode="json"),
+        "tags": place.tags,
+        "overrides": overrides(session),
+        "base": {"name": config.model_name, "revision": config.model_revision},
+        "codes_sha256": session.student.codes_sha256,
+        "dataset": _dataset(session),
+        "versions": versions(),
+        "started": before.get("started", time.time()),
+        "attempts": before.get("attempts", 0) + 1,
+        "resumed_from": resumed_from,
+    }
+    session.fence.write_json(session.folder.run, about)
+    return about
 
 
-def publish(session: Session, summary: TrainSummary) -> Record:
+def publish(session: Session, summary: TrainSummary, about: Mapping[str, Any]) -> Record:
     """Publish adapter, samples and run.json, then the done mark; returns the record it holds.
 
-    Raises FenceLost when another attempt took the folder.
+    about: what `start_run` wrote. Raises FenceLost when another attempt took the folder.
     """
-    folder, config = session.folder, session.config
+    folder, config, fence = session.folder, session.config, session.fence
     samples = sample_completions(session)
-    session.fence.check()
-    with new_folder(folder.adapter) as aside:
+    # A mark that outlived its adapter must not stand beside the next one.
+    fence.remove(folder.done)
+    with fence.new_folder(folder.adapter) as aside:
         save_adapter(session.student.lora_tensors(), aside, config)
         weights = hashlib.sha256((aside / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
-    write_json(folder.samples, samples)
-    about = read_json(folder.run) or {}
-    about |= {"status": "done", "finished": time.time(), "adapter_sha256": weights}
-    write_json(folder.run, {**about, "dataset": _dataset(session)})
+    session.metrics.finish()
+    fence.write_json(folder.samples, samples)
+    done = {"status": "done", "finished": time.time(), "adapter_sha256": weights}
+    fence.write_json(folder.run, {**about, **done, "dataset": _dataset(session)})
     record = Record(
         stage="train",
         status="done",
         exit_code=0,
         run_id=session.place.run_id,
         config_digest=digest(config),
-        attempt=session.fence.token,
+        attempt=fence.token,
         train=summary.model_copy(update={"adapter_sha256": weights}),
         overrides=overrides(session),
     )
-    write_json(folder.done, record.model_dump(mode="json", exclude_none=True))
+    fence.write_json(folder.done, record.model_dump(mode="json", exclude_none=True))
     return record
 
 

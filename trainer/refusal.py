@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from trainer.attempt import Preempted
 from trainer.flags import UsageError, nearest
 from trainer.mark import Store
+from trainer.volume import ADVICE, VolumeFault
+from trainer.volume import causes as led_to
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -21,9 +23,7 @@ NEIGHBOURS = 500
 """Repositories of an organisation among which a misspelt name is looked for."""
 _RETRIED = (408, 425, 429)
 _DISK = {
-    errno.ENOSPC: "make room on the volume, or enlarge it",
-    errno.EDQUOT: "make room on the volume, or raise the quota",
-    errno.EROFS: "fetch needs to write there",
+    **{code: ADVICE[code] for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)},
     errno.EACCES: "let this user write there",
 }
 
@@ -55,7 +55,7 @@ class Hub(Protocol):
 
 
 def meaning(error: BaseException, asked: Asked, hub: Hub) -> Exception | None:
-    """The user's fault (UsageError), the hub's (HubFault), the disk's (OSError); None: none of these.
+    """The user's fault (UsageError), the hub's (HubFault), the disk's (VolumeFault); None: none of these.
 
     A signal that a library took for a fault of its own stays one (Preempted).
     """
@@ -66,7 +66,7 @@ def meaning(error: BaseException, asked: Asked, hub: Hub) -> Exception | None:
         OfflineModeIsEnabled,
     )
 
-    causes = list(_causes(error))
+    causes = list(led_to(error))
     for cause in causes:
         if isinstance(cause, Preempted):
             return cause
@@ -74,7 +74,7 @@ def meaning(error: BaseException, asked: Asked, hub: Hub) -> Exception | None:
             what = (
                 f"{os.strerror(cause.errno)} while fetching {asked.name} ({cause.filename or cause.strerror})"
             )
-            return OSError(f"{hub.store.home}: {what}; {_DISK[cause.errno]}")
+            return VolumeFault(f"{hub.store.home}: {what}; {_DISK[cause.errno]}")
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
         return UsageError(
             f"{asked.place}: not fetched yet, got {asked.name!r} at {asked.revision}, and the hub may not be "
@@ -153,15 +153,6 @@ def _neighbours(asked: Asked, hub: Hub) -> list[str]:
     ask = hub.api.list_models if asked.repo_type == "model" else hub.api.list_datasets
     found = ask(author=author, limit=NEIGHBOURS) if slash else ask(search=author, limit=NEIGHBOURS)
     return [repo.id for repo in found]
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    following: BaseException | None = error
-    while following is not None and id(following) not in seen:
-        seen.add(id(following))
-        yield following
-        following = following.__cause__ or following.__context__
 
 
 def _is_of_data(error: BaseException) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from trainer import checkpoint
 from trainer.config import digest
 from trainer.flags import UsageError
-from trainer.layout import RunFolder, read_json, write_bytes
 from trainer.session import Session
 
 
@@ -19,16 +17,16 @@ def resume(session: Session, optimizer: torch.optim.Optimizer) -> tuple[int, dic
     """Put the newest good checkpoint in place; returns (steps done, totals so far)."""
     folder, student = session.folder, session.student
     found = checkpoint.load_newest(folder, digest(session.config)) if session.place.resume else None
-    if session.world.is_main:
-        _truncate_metrics(folder, found.step if found else 0)
-    if found is None:
-        return 0, {"tokens": 0.0, "rollout_tokens": 0.0, "seconds": 0.0, "loss": 0.0}
-    before = (read_json(folder.run) or {}).get("codes_sha256", student.codes_sha256)
-    if before != student.codes_sha256:
+    _check_all_found(session, found.step if found else 0)
+    if found and found.codes_sha256 != student.codes_sha256:
         raise UsageError(
-            f"{folder.root}: was trained on another base, got codes {before[:12]} there and "
+            f"{folder.root}: was trained on another base, got codes {found.codes_sha256[:12]} there and "
             f"{student.codes_sha256[:12]} now; bring the old model back or give another --output-dir"
         )
+    if session.world.is_main:
+        session.metrics.begin(found.metrics if found else b"")
+    if found is None:
+        return 0, {"tokens": 0.0, "rollout_tokens": 0.0, "seconds": 0.0, "loss": 0.0}
     student.load_lora(found.lora)
     for name, parameter in zip(student.lora_tensors(), student.lora_parameters(), strict=True):
         optimizer.state[parameter] = {
@@ -59,25 +57,21 @@ def print_once(session: Session, text: str) -> None:
         print(text, flush=True)  # noqa: T201 - the log of a run is its output
 
 
-def _truncate_metrics(folder: RunFolder, steps: int) -> None:
-    """Keep the lines of steps that are in the checkpoint: the others will be written again."""
-    if not folder.metrics.exists():
-        return
-    kept = []
-    for line in folder.metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= steps:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            break
-    write_bytes(folder.metrics, "".join(kept).encode())
+def _check_all_found(session: Session, step: int) -> None:
+    """Raise RuntimeError unless every process found the same checkpoint: each reads the volume for itself."""
+    world = session.world
+    total = world.sum([float(step)])[0]
+    if total != step * world.size:
+        raise RuntimeError(
+            f"{session.folder.root}: all processes must resume from one checkpoint, got step {step} in one "
+            "of them and others elsewhere; run it again"
+        )
 
 
 def save(session: Session, step: int, optimizer: torch.optim.Optimizer, totals: Mapping[str, float]) -> None:
     """Publish a checkpoint after `step` steps; raises FenceLost when the folder is another attempt's."""
     if not session.world.is_main:
         return
-    session.fence.check()
     moments = {
         f"{name}.{key}": optimizer.state[parameter][key]
         for name, parameter in zip(
@@ -90,6 +84,8 @@ def save(session: Session, step: int, optimizer: torch.optim.Optimizer, totals: 
         lora=session.student.lora_tensors(),
         optimizer=moments,
         totals=totals,
+        metrics=session.metrics.content,
+        codes_sha256=session.student.codes_sha256,
         conditions=conditions(session),
     )
-    checkpoint.save(session.folder, state, session.config, digest(session.config))
+    checkpoint.save(session.fence, session.folder, state, session.config, digest(session.config))

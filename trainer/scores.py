@@ -1,13 +1,16 @@
 """Measured variants as files, and what they say: means, standard errors, paired differences to ptq.
 
-<variant>.json holds scores and block sums, <variant>.items.jsonl.gz every answer. The first is written last:
-where it is, the variant is measured.
+<variant>.json holds scores and block sums, <variant>.items.<hash>.jsonl.gz every answer. The first names the
+second and is written last: where it is, the variant is measured. Two that measure the same at once write each
+its own answers, and the last <variant>.json stands, with the answers it names.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,14 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainer.bases import AdapterSource
-from trainer.flags import UsageError
 from trainer.layout import read_json, write_bytes, write_json
+from trainer.mark import remove_stale
 from trainer.protocol import Plan
 from trainer.results import Protocol, TaskScore, TextScore, VariantName, VariantResult
 from trainer.statistics import Blocks, accuracy, block_bootstrap, discordant, paired_bootstrap
 
 if TYPE_CHECKING:
     from trainer.harness import Item
+
+logger = logging.getLogger(__name__)
 
 BlockSums = dict[str, list[float]]
 """`tokens`, `nll` and `kl`: tokens and sums of nats in each block of the text."""
@@ -43,16 +48,8 @@ class Cell:
         return self.folder / f"{self.variant}.json"
 
     @property
-    def items(self) -> Path:
-        return self.folder / f"{self.variant}.items.jsonl.gz"
-
-    @property
     def label(self) -> str:
         return f"{self.source.name} {self.variant}" if self.source else self.variant
-
-    @property
-    def is_measured(self) -> bool:
-        return self.result.is_file()
 
 
 class Measured(NamedTuple):
@@ -67,7 +64,10 @@ def publish(cell: Cell, items: Sequence[Item], blocks: BlockSums | None, measure
     """Write a variant's files, answers first."""
     lines = "".join(json.dumps(item._asdict()) + "\n" for item in items)
     # Without a time stamp equal answers are equal bytes.
-    write_bytes(cell.items, gzip.compress(lines.encode(), mtime=0))
+    packed = gzip.compress(lines.encode(), mtime=0)
+    answers = hashlib.sha256(packed).hexdigest()
+    beside = f"{cell.variant}.items.{answers[:12]}.jsonl.gz"
+    write_bytes(cell.folder / beside, packed)
     protocol = measure.protocol
     if blocks:
         protocol = protocol.model_copy(update={"block_tokens": int(max(blocks["tokens"]))})
@@ -77,23 +77,32 @@ def publish(cell: Cell, items: Sequence[Item], blocks: BlockSums | None, measure
         "measure": measure.sha256,
         "adapter_sha256": cell.source.sha256() if cell.source else None,
         "protocol": protocol.model_dump(),
+        "items": beside,
+        "items_sha256": answers,
         "result": scores(cell, measured, None).model_dump(mode="json"),
         "blocks": blocks,
     }
     write_json(cell.result, value)
+    remove_stale(cell.folder.glob(".*"), cell.result)
 
 
-def read(cell: Cell) -> Measured:
-    """The files of a measured variant. Raises UsageError when they are damaged."""
+def read(cell: Cell) -> Measured | None:
+    """What the files of a variant say; None when it is not measured, or they are damaged, which is said.
+
+    Raises OSError when the volume cannot be read.
+    """
     try:
         value = read_json(cell.result)
-        with gzip.open(cell.items, "rt", encoding="utf-8") as file:
-            answers = _answers(json.loads(line) for line in file)
+        if value is None:
+            return None
+        packed = (cell.folder / value["items"]).read_bytes()
+        if hashlib.sha256(packed).hexdigest() != value["items_sha256"]:
+            raise ValueError(f"a changed {value['items']}")
+        answers = _answers(json.loads(line) for line in gzip.decompress(packed).splitlines())
         return Measured(answers, value["blocks"], Protocol.model_validate(value["protocol"]))
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{cell.result}: results are damaged, got {error!r}; remove the folder, they are measured again"
-        ) from error
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s: results are damaged, got %r; they are measured again", cell.result, error)
+        return None
 
 
 def _answers(items: Iterable[dict[str, Any]]) -> Answers:

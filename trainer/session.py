@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.attempt import Fence, Preempted, StopSignal, Watchdog
+from trainer.attempt import Preempted, StopSignal, Watchdog
 from trainer.config import TrainConfig, TrainPlace
 from trainer.data import TrainData
 from trainer.distributed import World
+from trainer.fence import Fence
 from trainer.layout import RunFolder
+from trainer.metrics import Metrics
 from trainer.student import Student
 from trainer.teacher_cache import TeacherCompletions
 
@@ -28,6 +30,7 @@ class Session:
     stops: frozenset[int]
     teacher: TeacherCompletions
     fence: Fence
+    metrics: Metrics
     stop: StopSignal
     watchdog: Watchdog
 

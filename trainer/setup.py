@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
-from trainer.attempt import Fence, StopSignal, Watchdog, write_record
+from trainer.attempt import StopSignal, Watchdog, write_record
 from trainer.config import TrainConfig, TrainPlace, digest
 from trainer.data import TrainData, load_rows
 from trainer.distributed import World
+from trainer.fence import Fence
 from trainer.folder import run_folder
 from trainer.layout import RunFolder
+from trainer.metrics import Metrics
 from trainer.models import load_model, load_tokenizer, model_fingerprint
 from trainer.results import ExitCode, Record
 from trainer.rollout import stop_tokens
@@ -44,6 +46,7 @@ def prepare(config: TrainConfig, place: TrainPlace, world: World, stop: StopSign
     )
     student = build_student(model, config)
     stops = stop_tokens(student, tokenizer.eos_token_id)
+    fence = Fence(folder)
     return Session(
         config=config,
         place=place,
@@ -60,7 +63,8 @@ def prepare(config: TrainConfig, place: TrainPlace, world: World, stop: StopSign
             _teacher_root(folder),
             model_fingerprint(config.model_name, config.model_revision, models_dir) if config.seq_kd else "",
         ),
-        fence=Fence(folder),
+        fence=fence,
+        metrics=Metrics(folder.metrics, fence),
         stop=stop,
         watchdog=watchdog,
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from trainer.config import TrainConfig
 from trainer.counters import Stream
 from trainer.data import Example
-from trainer.layout import read_json, write_json_once
+from trainer.layout import read_object, write_json_once
 from trainer.rollout import Draw, Sampler, sample
 
 if TYPE_CHECKING:
@@ -67,5 +67,5 @@ class TeacherCompletions:
         return self._folder / name[:2] / f"{name[:32]}.json"
 
     def _read(self, example: Example) -> tuple[int, ...] | None:
-        found = read_json(self._file(example))
-        return tuple(found["completion"]) if found else None
+        found = read_object(self._file(example)).get("completion")
+        return tuple(found) if isinstance(found, list) else None

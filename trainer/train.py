@@ -7,9 +7,7 @@ tokens divided by their number in the whole step, one AdamW update, a line of me
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +19,6 @@ from trainer.attempt import Diverged, Preempted, mark_ready, report
 from trainer.config import TrainConfig
 from trainer.counters import Stream, is_on_policy
 from trainer.data import Example, collate, micro_batches
-from trainer.layout import RunFolder, remove_asides
 from trainer.losses import fused_jsd
 from trainer.publish import publish, start_run
 from trainer.results import Progress, Record, TrainSummary
@@ -59,11 +56,9 @@ def train(session: Session) -> Record | None:
     )
     if world.is_main:
         session.fence.take()
-        remove_asides(session.folder.root)
     start, totals = resume(session, optimizer)
     resumed_from = start or None
-    if world.is_main:
-        start_run(session, resumed_from)
+    about = start_run(session, resumed_from) if world.is_main else {}
     step = start
     session.stop.defer()
     try:
@@ -98,8 +93,7 @@ def train(session: Session) -> Record | None:
             }
             session.watchdog.beat(metrics["seconds"])
             if world.is_main:
-                session.fence.check()
-                _append(session.folder, metrics)
+                session.metrics.append(metrics)
                 mark_ready()
                 report(_progress(config, step + 1, metrics, totals))
             # The last one too: publishing may be interrupted, and must not cost a step.
@@ -122,7 +116,7 @@ def train(session: Session) -> Record | None:
         codes_sha256=student.codes_sha256,
         resumed_from=resumed_from,
     )
-    return publish(session, summary)
+    return publish(session, summary, about)
 
 
 def schedule(step: int, config: TrainConfig) -> float:
@@ -252,13 +246,6 @@ def _metrics(
         "tokens_per_s": round(tokens / seconds, 2) if seconds else None,
         "time": {name: round(value, 4) for name, value in clock.laps.items()},
     }
-
-
-def _append(folder: RunFolder, metrics: Mapping[str, Any]) -> None:
-    with open(folder.metrics, "a", encoding="utf-8") as file:
-        file.write(json.dumps(metrics, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _progress(

@@ -130,7 +130,10 @@ _GPU_FAULT = re.compile(
     r"illegal instruction was encountered|hardware stack error",
     re.IGNORECASE,
 )
-_DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded|Read-only file system")
+_VOLUME = re.compile(
+    r"No space left on device|Disk quota exceeded|Read-only file system|Input/output error|Remote I/O error|"
+    r"Stale file handle|Transport endpoint is not connected|Cannot send after transport endpoint shutdown"
+)
 _RULE_EXIT = re.compile(r"failed with exit code (\d+)")
 
 
@@ -200,7 +203,7 @@ def _by_text(record: Record) -> FailureClass | None:
     """An internal error may be the machine's fault: its text says so. Other codes are verdicts already."""
     if record.exit_code not in (ExitCode.INTERNAL, 1) or not record.error:
         return None
-    if _DISK_FULL.search(record.error):
+    if _VOLUME.search(record.error):
         return FailureClass.STORAGE
     return FailureClass.GPU_FAULT if _GPU_FAULT.search(record.error) else None
 

@@ -1,4 +1,4 @@
-"""Watchdog, stop signal, fence and record of an attempt."""
+"""Watchdog, stop signal and record of an attempt."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer.attempt import Fence, FenceLost, Preempted, StopSignal, Watchdog, write_record
+from trainer.attempt import Preempted, StopSignal, Watchdog, write_record
 from trainer.launch import cause
-from trainer.layout import TERMINATION_LOG_ENV, RunFolder, write_json, write_json_once
+from trainer.layout import TERMINATION_LOG_ENV, write_json, write_json_once
 from trainer.results import Record, TaskScore, VariantResult, load_record
 
 ROOT = Path(__file__).parents[2]
@@ -70,16 +70,6 @@ def test_a_signal_ends_at_once_until_it_is_deferred():
         stop.check()
 
 
-def test_whoever_took_the_folder_last_owns_it(tmp_path):
-    first, second = Fence(RunFolder(tmp_path)), Fence(RunFolder(tmp_path))
-    first.take()
-    first.check()
-    second.take()
-    second.check()
-    with pytest.raises(FenceLost):
-        first.check()
-
-
 def test_a_record_too_long_loses_its_results_not_its_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(TERMINATION_LOG_ENV, str(tmp_path / "record"))
     many = [
@@ -106,6 +96,9 @@ def test_the_first_writer_of_a_file_wins(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     write_json(tmp_path / "a.json", 3)
     assert (tmp_path / "a.json").read_text() == "3\n"
+    (tmp_path / "a.json").write_text("")
+    write_json_once(tmp_path / "a.json", 4)
+    assert (tmp_path / "a.json").read_text() == "4\n", "a damaged one is nobody's"
 
 
 @pytest.mark.parametrize(

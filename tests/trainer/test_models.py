@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ from trainer import models
 from trainer.config import FetchConfig
 from trainer.fetch import fetch
 from trainer.flags import UsageError
+from trainer.mark import STALE_S
 from trainer.models import (
     ModelError,
     PackageFile,
@@ -183,6 +186,33 @@ def test_converters_at_once_convert_once_and_all_see_a_whole_folder(
         thread.join()
     assert len(calls) == 1
     assert seen == [True] * 4
+
+
+def test_what_a_killed_conversion_left_goes_after_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, age in (
+        (".key.0123abcd", 2 * STALE_S),
+        (".key.4567abcd", 60),
+        (".other.0123abcd", 2 * STALE_S),
+    ):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age, time.time() - age))
+    monkeypatch.setattr(models, "_convert", lambda gguf, folder: (folder / "config.json").write_text("{}"))
+    convert_package_file(PackageFile(tmp_path / "x.gguf", "key"), tmp_path)
+    left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert left == {"key", ".key.4567abcd", ".other.0123abcd"}
+
+
+def test_a_converted_model_that_is_damaged_since_is_said_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "key"
+    folder.mkdir()
+    (folder / "config.json").write_text("")
+    monkeypatch.setattr(models, "find_package_file", lambda name: PackageFile(tmp_path / "x.gguf", "key"))
+    with pytest.raises(ModelError, match=f"remove {folder}, it is made again"):
+        load_model("package:some/x.gguf", models_dir=tmp_path)
 
 
 def test_a_conversion_that_fails_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from trainer import train as loop
-from trainer.attempt import Diverged, FenceLost, Preempted, StopSignal
+from trainer.attempt import Diverged, Preempted, StopSignal
 from trainer.checkpoint import HASHES, TENSORS
 from trainer.config import TrainConfig, TrainPlace, digest
 from trainer.distributed import World
+from trainer.fence import Fence, FenceLost
 from trainer.flags import UsageError
 from trainer.folder import check_folder, finished
-from trainer.layout import ADAPTER_WEIGHTS, RunFolder, read_json, write_json
+from trainer.layout import ADAPTER_WEIGHTS, RunFolder, read_json
 from trainer.session import Session
 from trainer.setup import prepare
 
@@ -234,10 +235,9 @@ def test_nan_ends_with_the_steps_samples(config_of, tmp_path):
 
 def test_whoever_lost_the_folder_ends_without_writing(config_of, tmp_path, monkeypatch):
     session = session_of(config_of(lmbda=0.0), tmp_path)
-    monkeypatch.setattr(
-        loop, "mark_ready", lambda: write_json(session.folder.owner, {"attempt": "another pod"})
-    )
-    with pytest.raises(FenceLost, match="another attempt, got 'another pod'"):
+    monkeypatch.setenv("ORCH_ATTEMPT", "another-pod")
+    monkeypatch.setattr(loop, "mark_ready", Fence(session.folder).take)
+    with pytest.raises(FenceLost, match="another attempt, got another-pod"):
         loop.train(session)
     assert session.folder.checkpoints() == []
     assert not session.folder.done.exists()
@@ -268,52 +268,26 @@ def test_damaged_checkpoints_of_higher_steps_do_not_push_out_the_new_one(config_
     session = session_of(config, tmp_path)
     session.stop.defer()
     seen: list[list[str]] = []
-    real = loop._append
+    real = session.metrics.append
 
-    def watching(folder, metrics):
-        seen.append([path.name for path in folder.checkpoints()])
-        real(folder, metrics)
+    def watching(metrics):
+        seen.append([path.name for path in session.folder.checkpoints()])
+        real(metrics)
 
-    loop._append = watching
-    try:
-        loop.train(session)
-    finally:
-        loop._append = real
+    session.metrics.append = watching
+    loop.train(session)
     assert seen == [["checkpoint-4"], ["checkpoint-1"], ["checkpoint-2"], ["checkpoint-3"]]
 
 
 def test_a_checkpoint_of_another_base_is_refused(config_of, tmp_path):
     config = config_of(lmbda=0.0)
     loop.train(session_of(config, tmp_path))
-    about = read_json(RunFolder(tmp_path).run)
-    write_json(RunFolder(tmp_path).run, {**about, "codes_sha256": "0" * 64})
-    with pytest.raises(UsageError, match="was trained on another base, got codes 000000000000"):
-        loop.train(session_of(config, tmp_path))
-
-
-def test_a_full_disk_ends_the_run_and_leaves_what_was_complete(config_of, tmp_path, monkeypatch):
-    import errno
-
-    from trainer import layout
-
-    config = config_of(lmbda=1.0, save_steps=1)
-    loop.train(session_of(config, tmp_path / "whole"))
-    real, calls = layout.os.fsync, []
-
-    def full(handle):
-        calls.append(handle)
-        if len(calls) > 30:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(handle)
-
-    monkeypatch.setattr(layout.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        loop.train(session_of(config, tmp_path / "cut"))
-    monkeypatch.undo()
-    assert not RunFolder(tmp_path / "cut").done.exists()
-    loop.train(session_of(config, tmp_path / "cut"))
-    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
-    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    session = session_of(config, tmp_path)
+    session.student.codes_sha256 = "0" * 64
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=r"was trained on another base, got .* 000000000000 now"):
+        loop.train(session)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
