@@ -41,7 +41,7 @@ def a_run(dump: Path, name: str, *, done: bool = True, age_s: float = 30 * DAY, 
     write(root / "eval" / "h1" / "adapter.json", age_s=age_s)
     if done:
         write(root / "done.json", json.dumps({"status": "done", "config_digest": "d1"}), age_s)
-    write(root / "owner" / "t.0123abcd" / "lines", "{}", age_s)
+    write(root / "owner" / "t.fedcba98" / "lines", "{}", age_s)
     write(root / "run.json", json.dumps(about), age_s)
     return root
 
@@ -140,7 +140,7 @@ def test_an_unfinished_run_that_is_written_to_stays(tmp_path: Path) -> None:
 def test_a_run_that_starts_again_between_look_and_removal_stays(tmp_path: Path) -> None:
     root = a_run(tmp_path, "night/a-1", done=False)
     [one] = gc.find(GcConfig(dump=str(tmp_path), unfinished=["night/a-1"]), NOW)
-    write(root / "owner" / "t.0123abcd" / "lines", "{}", age_s=0)
+    write(root / "owner" / "t.fedcba98" / "lines", "{}", age_s=0)
     assert gc._remove(one) == "stays, for it changed meanwhile"
     assert root.is_dir()
 
