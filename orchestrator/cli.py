@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator import cli_control, cli_install
+from orchestrator import cli_control, cli_install, cli_oncall
 from orchestrator.cli_options import (
     As,
     File,
@@ -230,6 +230,7 @@ def controller(
     raise typer.Exit(serve(namespace, options.profile, port))
 
 
+cli_oncall.register(app)
 cli_control.register(app)
 cli_install.register(app)
 

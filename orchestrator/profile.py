@@ -87,6 +87,22 @@ def _within(path: str, folder: str) -> bool:
     return path == folder or path.startswith(f"{folder}/")
 
 
+class Notify(BaseModel):
+    """Where it is told that a sweep ended or halted: a webhook of a chat program, or of the lab's own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    url: str | None = Field(None, pattern=r"^https?://[^\s]+$", max_length=2000)
+    urlFile: str | None = Field(None, min_length=1, max_length=1000)
+    on: list[Literal["ended", "halted"]] = Field(default=["ended", "halted"])
+
+    @model_validator(mode="after")
+    def _checked(self) -> Notify:
+        if (self.url is None) == (self.urlFile is None):
+            raise ValueError("must have a url or a urlFile, and not both")
+        return self
+
+
 class Profile(BaseModel):
     """What all Jobs of a lab have in common; never part of a run's identity."""
 
@@ -135,6 +151,11 @@ class Profile(BaseModel):
     maxMemory: Quantity | None = Field(None, description="Most memory a Job may ask, retries included.")
     shmSize: Quantity = Field("2Gi", description="/dev/shm; it counts against the Job's memory.")
     tmpSize: Quantity = Field("20Gi", description="/tmp of a Job.")
+    notify: Notify | None = Field(
+        None,
+        description="Webhook that is told of ended and halted sweeps: `url`, or `urlFile` where the address "
+        "is a secret; `on`: which of the two.",
+    )
     keepJobs: Span = Field("24h", description="A recorded Job and its pod's log go this long after its end.")
 
     @property

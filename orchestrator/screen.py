@@ -18,7 +18,8 @@ from rich.text import Text
 from orchestrator.client.plan import SweepPlan, counts
 from orchestrator.client.progress import BUSY, RunProgress, seconds_left
 from orchestrator.client.why import Account, held
-from orchestrator.controller.outcome import AttemptRecord
+from orchestrator.controller.advice import FAILURES
+from orchestrator.controller.outcome import AttemptRecord, FailureClass
 
 PIPE_WIDTH = 160
 BARS_FROM_WIDTH = 90
@@ -217,16 +218,18 @@ def attempt_line(one: AttemptRecord) -> str:
 def what_next(account: Account) -> str:
     """What happens to the run without anyone's doing, or what someone can do."""
     state = account.state
+    advice = FAILURES[state.failure or FailureClass.UNKNOWN]
     by_hand = f"`orch retry {account.sweep} {state.run.name}` gives it another attempt"
-    if account.held and state.state in ("pending", "trained"):
-        return account.held
+    if account.wait:
+        remedy = f"; {account.wait.remedy}" if account.wait.remedy else ""
+        return f"it waits, {account.wait.reason}: {account.wait.message}{remedy}"
     return {
-        "pending": "it waits for a place; `orch status` tells whether a controller works on it",
+        "pending": "it starts",
         "running": f"attempt {state.attempts} runs",
         "trained": "its adapter waits to be evaluated",
         "evaluating": "its adapter is being evaluated",
         "done": "nothing: it is done",
-        "failed": f"nothing, {state.remedy or 'it is given up'}; {by_hand}",
+        "failed": f"nothing, {state.remedy or 'for it cannot be made'}; {advice}; {by_hand}",
         "cancelled": f"nothing; {by_hand}",
     }[state.state]
 
@@ -259,3 +262,13 @@ def amount(count: int) -> str:
             return f"{count}" if not unit else f"{size:.3g}{unit}"
         size /= 1000
     raise AssertionError
+
+
+def size(count: int) -> str:
+    """Bytes: 512 B, 1.5 kB, 2.3 GB."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

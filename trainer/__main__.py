@@ -1,4 +1,4 @@
-"""python -m trainer train | eval | fetch: flags in, exit code and record out.
+"""python -m trainer train | eval | fetch | gc: flags in, exit code and record out.
 
 Everything that can be answered without torch is answered before it loads.
 """
@@ -14,7 +14,16 @@ from collections.abc import Callable, Sequence
 
 from trainer import flags, folder
 from trainer.attempt import Diverged, FenceLost, Preempted, StopSignal, write_record
-from trainer.config import EvalConfig, EvalPlace, FetchConfig, Settings, TrainConfig, TrainPlace, digest
+from trainer.config import (
+    EvalConfig,
+    EvalPlace,
+    FetchConfig,
+    GcConfig,
+    Settings,
+    TrainConfig,
+    TrainPlace,
+    digest,
+)
 from trainer.launch import is_rank, launch, world_size
 from trainer.results import ExitCode, Record, Stage
 
@@ -22,12 +31,14 @@ KINDS: dict[str, tuple[type[Settings], ...]] = {
     "train": (TrainConfig, TrainPlace),
     "eval": (EvalConfig, EvalPlace),
     "fetch": (FetchConfig,),
+    "gc": (GcConfig,),
 }
 HELP = """usage: python -m trainer COMMAND [--flag value …] [@file.toml …]
 
   train   distil a teacher into its own quantised self
   eval    measure teacher, ptq and adapters
   fetch   bring a model and its data to the volume
+  gc      say which old checkpoints and leftovers may go; --delete removes them
 
 Every command: --help, --print-config (the resolved settings as JSON). train: --dry-run.
 Flags may be spelled with - or _; lists repeat their flag; --no-x turns a switch off."""
@@ -63,7 +74,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _train(settings, words, "--dry-run" in switches)
         except flags.UsageError as error:
             return _fault(str(error))
+    if command == "gc":
+        return _gc(settings)
     return _other(command, settings)
+
+
+def _gc(settings: list[Settings]) -> int:
+    """Exit code 70 when something could not be removed."""
+    (config,) = settings
+    assert isinstance(config, GcConfig)
+    from trainer.gc import lines, tidy
+
+    try:
+        tidied = tidy(config)
+    except flags.UsageError as error:
+        return _fault(str(error))
+    if config.json_output:
+        print(json.dumps(tidied.model_dump(mode="json"), indent=1))  # noqa: T201
+    else:
+        print("\n".join(lines(tidied)))  # noqa: T201
+    return ExitCode.INTERNAL if tidied.faults else ExitCode.DONE
 
 
 def _train(settings: list[Settings], words: list[str], dry_run: bool) -> int:

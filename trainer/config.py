@@ -207,6 +207,29 @@ class FetchConfig(Settings):
     run_id: str | None = Field(None, description="Name of the fetch in its records.")
 
 
+class GcConfig(Settings):
+    """What may go from the volume. A done adapter, a baseline, a model and an evaluation never do."""
+
+    dump: str = Field("dump", min_length=1, description="The folder of all artefacts.")
+    sweeps: list[str] = Field(default_factory=list, description="Only folders of these sweeps; default all.")
+    older_than: str = Field(
+        "14d", pattern=r"^[0-9]{1,5}[smhd]$", description="Only what is over for so long: 36h, 14d."
+    )
+    keep: list[str] = Field(
+        default_factory=list, description="SWEEP/RUN of which nothing goes: what runs or is needed."
+    )
+    unfinished: list[str] = Field(
+        default_factory=list, description="SWEEP/RUN whose whole folder goes if it holds no done run."
+    )
+    delete: bool = Field(False, description="Remove it. Default: only say what would go.")
+    json_output: bool = Field(False, description="Say it as one JSON value.")
+
+    @property
+    def age_s(self) -> float:
+        """`older_than` in seconds."""
+        return float(self.older_than[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[self.older_than[-1]]
+
+
 def explicit(settings: Settings) -> dict[str, Any]:
     """The fields that differ from their defaults, as JSON values, in field order."""
     defaults = type(settings)()

@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -39,6 +40,8 @@ READY_FILE_ENV = "ORCH_READY_FILE"
 """A file made after the first optimiser step: the readiness probe looks for it."""
 ATTEMPT_ENV = "ORCH_ATTEMPT"
 """Token of the attempt (pod uid or process token): whoever holds the run folder's owner.json writes."""
+
+_ASIDE = re.compile(r"\.(.+\.[0-9a-f]{8}|probe-[0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,22 @@ class Dump:
     def model(self, key: str) -> Path:
         return self.models / key
 
+    def runs(self, sweep: str) -> list[RunFolder]:
+        """The runs in a sweep's folder that a trainer has begun, by id."""
+        found = (RunFolder(path) for path in sorted((self.root / sweep).glob("[!.]*")))
+        return [one for one in found if one.run.is_file() and not one.root.is_symlink()]
+
+    def sweeps(self) -> list[str]:
+        """Names of the folders of sweeps."""
+        return sorted(path.name for path in self.root.glob("[!.]*") if path.is_dir())
+
     @property
     def models(self) -> Path:
         return self.root / ".models"
+
+    @property
+    def hub(self) -> Path:
+        return self.root / ".hub"
 
     @property
     def baselines(self) -> Path:
@@ -186,6 +202,18 @@ def remove_asides(folder: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.unlink(missing_ok=True)
+
+
+def is_aside(path: Path) -> bool:
+    """Whether it has the name of something that is written, or removed, aside."""
+    return _ASIDE.fullmatch(path.name) is not None
+
+
+def remove_whole(path: Path) -> None:
+    """Remove a folder that others may look at: under its name it is there whole or not at all."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    os.rename(path, aside)
+    shutil.rmtree(aside)
 
 
 def fsync_folder(path: Path) -> None:

@@ -20,7 +20,7 @@ UNPACKED_LIMIT = 65536
 """No honest message of RECORD_LIMIT bytes unpacks to more."""
 ERROR_LIMIT = 1200
 
-Stage = Literal["fetch", "baseline", "train", "eval", "report"]
+Stage = Literal["fetch", "baseline", "train", "eval", "report", "gc"]
 VariantName = Literal["teacher", "ptq", "adapter", "merged"]
 
 
@@ -179,6 +179,32 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     return value
+
+
+LeftoverKind = Literal["checkpoint", "run", "temporary", "job", "records"]
+
+
+class Leftover(Schema):
+    """Something that may go: `path` below dump/, `bytes` that are free then, and why it may."""
+
+    path: str
+    kind: LeftoverKind
+    bytes: int
+    why: str
+
+
+class Tidied(Schema):
+    """What may go, or with `deleted` is gone; `faults` say what could not be removed."""
+
+    v: int = 1
+    deleted: bool = False
+    items: list[Leftover] = Field(default_factory=list)
+    faults: list[str] = Field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        """All of it."""
+        return sum(one.bytes for one in self.items)
 
 
 class Progress(Schema):

@@ -47,6 +47,10 @@ class KubeSession(Session):
         of = f" of context {self.api.context}" if self.api.context else ""
         return f"in namespace {self.api.namespace}{of}"
 
+    @property
+    def namespace(self) -> str:
+        return self.api.namespace
+
     @cached_property
     def profile(self) -> Profile:
         """That of --profile, else the cluster's, else the defaults."""

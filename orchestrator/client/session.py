@@ -81,6 +81,11 @@ class Session(ABC):
         """The place, in a sentence: `here, in dump`."""
 
     @property
+    def namespace(self) -> str | None:
+        """The namespace of a cluster; None on this machine."""
+        return None
+
+    @property
     @abstractmethod
     def profile(self) -> Profile:
         """The lab's defaults there."""
@@ -129,7 +134,7 @@ class Session(ABC):
         found = []
         for value in self.cluster.sweeps():
             with contextlib.suppress(SweepError):
-                found.append(self._expanded(value))
+                found.append(self.expanded(value))
         return found
 
     def objects(self, *, mine: bool = False) -> list[dict[str, Any]]:
@@ -145,10 +150,11 @@ class Session(ABC):
             raise NotFoundError(
                 f"sweep {name}: is not submitted {self.where}{_nearest(name, known)}{self.absent(name)}"
             )
-        return self._expanded(value)
+        return self.expanded(value)
 
     @staticmethod
-    def _expanded(value: Mapping[str, Any]) -> Stored:
+    def expanded(value: Mapping[str, Any]) -> Stored:
+        """A stored Sweep object with its runs. SweepError when it no longer expands."""
         name = str(value["metadata"]["name"])
         sweep = from_object(value, name)
         return Stored(value, sweep, expand(sweep, name))
@@ -171,23 +177,24 @@ class Session(ABC):
             control=stored.control,
             uid=uid,
             unreadable=frozenset(written) - frozenset(records),
-            warnings=Memory(str(uid)).warnings(pending, now, self.cluster.warnings),
+            said=Memory(str(uid)).said(pending, now, self.cluster.said),
         )
 
     def states(self, stored: Stored) -> tuple[RunState, ...]:
         """Where each run of a sweep is now."""
         observed = self.observe(stored)
-        states = run_states(stored.sweep, stored.runs, observed, time.time(), self._max_memory)
+        states = run_states(stored.sweep, stored.runs, observed, time.time(), self.max_memory)
         return with_given_up(stored.name, states, stored.status)
 
     def settled(self, stored: Stored) -> bool:
         """Whether a controller would find nothing to do or wait for; it may have told something older."""
         observed = self.observe(stored)
-        now = plan(stored.sweep, stored.runs, observed, time.time(), self._max_memory)
+        now = plan(stored.sweep, stored.runs, observed, time.time(), self.max_memory)
         return now.status.finished and not now.actions
 
     @property
-    def _max_memory(self) -> int | None:
+    def max_memory(self) -> int | None:
+        """The profile's limit in bytes."""
         limit = self.profile.maxMemory
         return memory_bytes(limit) if limit else None
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.client import waits
 from orchestrator.client.session import Found, Session
+from orchestrator.client.view import look
+from orchestrator.client.waits import Wait, wait_of
+from orchestrator.controller.advice import about
 from orchestrator.controller.outcome import AttemptRecord
 from orchestrator.controller.requests import fetch_of, fetch_unit, measure_fetch
 from orchestrator.controller.status import RunState
@@ -20,28 +25,40 @@ LOG_TAIL = 15
 class Account:
     """All that is known of a run: its state now, its attempts, and the end of the log of what failed last.
 
-    `held` is what keeps the whole sweep from going on.
+    `wait` is what it waits for, `held` what keeps the whole sweep from going on.
     """
 
     sweep: str
     state: RunState
     attempts: tuple[AttemptRecord, ...]
     log: tuple[str, ...] = ()
+    wait: Wait | None = None
     held: str = ""
 
 
 def why(session: Session, text: str) -> Account:
     """The account of the run that `text` names. UserError as Session.run."""
     found = session.run(text)
-    state = _state(session, found)
+    seen = look(session, found.stored, time.time(), led=session.led())
+    state = next(one for one in seen.plan.states if one.run.id == found.run.id)
     attempts = tuple(one for one in session.records(found.stored) if _concerns(one, found))
     failed = [one for one in attempts if one.state == "failed"]
     tail = _tail(session, failed[-1].job) if failed and state.state != "done" else ()
-    return Account(found.stored.name, state, attempts, tail, held(found.stored.status))
+    return Account(
+        found.stored.name,
+        state,
+        attempts,
+        tail,
+        wait_of(seen, state),
+        held(found.stored.status, found.stored.name),
+    )
 
 
-def held(status: Mapping[str, Any]) -> str:
-    """What keeps a sweep from going on, as its controller said it; empty when nothing does."""
+def held(status: Mapping[str, Any], sweep: str = "") -> str:
+    """What keeps a sweep from going on, as its controller said it; empty when nothing does.
+
+    With the name of the `sweep`, also what someone can do about it.
+    """
     by_type = {one["type"]: one for one in status.get("conditions") or []}
     for kind, word in (
         ("Suspended", "suspended"),
@@ -49,8 +66,10 @@ def held(status: Mapping[str, Any]) -> str:
         ("JobsRefused", "waits"),
         ("Waiting", "waits"),
     ):
-        if kind in by_type:
-            return f"{word}: {by_type[kind].get('message', '')}"
+        one = by_type.get(kind)
+        if one:
+            advice = about(one.get("reason", ""), sweep) if sweep else ""
+            return f"{word}: " + "; ".join(filter(None, (one.get("message", ""), advice)))
     accepted = by_type.get("Accepted", {})
     return f"refused: {accepted.get('message', '')}" if accepted.get("status") == "False" else ""
 
@@ -70,6 +89,7 @@ def to_json(account: Account) -> dict[str, Any]:
         "remedy": state.remedy or None,
         "attempts": [one.to_json() for one in account.attempts],
         "log": list(account.log),
+        "waits": waits.to_json(account.wait),
         "held": account.held or None,
     }
 

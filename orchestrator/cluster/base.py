@@ -82,11 +82,15 @@ class Created(Enum):
 
 @dataclass(frozen=True)
 class Event:
-    """Something worth telling the owner of a sweep; `reason` is a CamelCase word that people search for."""
+    """Something worth telling the owner of a sweep; `reason` is a CamelCase word that people search for.
+
+    `moment`: the sweep `ended` or `halted`, which is told outside the cluster, too.
+    """
 
     reason: str
     message: str
     warning: bool = False
+    moment: str = ""
 
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
@@ -123,11 +127,17 @@ class Cluster(Protocol):
     def taken(self, name: str) -> bool:
         """Whether a Job of that name exists, whoever's it is."""
 
-    def warnings(self, job: ObservedJob) -> tuple[Event, ...]:
-        """What was lately said against the Job and its living pods, newest last."""
+    def said(self, job: ObservedJob) -> tuple[Event, ...]:
+        """What was lately said of the Job and its living pods, newest last; of one second, warnings first."""
 
-    def delete_job(self, name: str) -> None:
-        """Delete the Job and end its pods (SIGTERM, grace, SIGKILL); absent is fine."""
+    def refreshed(self, job: ObservedJob) -> ObservedJob:
+        """The Job with its pods as they are this moment: what cannot be undone is not done on hearsay."""
+
+    def delete_job(self, name: str, uid: str | None = None) -> None:
+        """Delete the Job and end its pods (SIGTERM, grace, SIGKILL); absent is fine, another's uid is left.
+
+        JobRefusedError when it may not be deleted.
+        """
 
     def retire_job(self, name: str, after_s: int) -> None:
         """Let a finished Job, which is recorded, be deleted `after_s` from its end; absent is fine."""
@@ -136,7 +146,10 @@ class Cluster(Protocol):
         """Attempt records of a sweep by Job name."""
 
     def put_record(self, sweep: str, job: str, record: Mapping[str, Any]) -> bool:
-        """Store an attempt's record once: False when one exists, which then stays as it is."""
+        """Store an attempt's record once: False when one exists, which then stays as it is.
+
+        JobRefusedError when it is not taken.
+        """
 
     def put_event(self, sweep: str, event: Event) -> None:
         """Tell people what happened to a sweep, once however often it is told."""

@@ -12,30 +12,31 @@ import shutil
 import signal
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from orchestrator.cluster import supervisor
+from orchestrator.cluster import leadership, supervisor
 from orchestrator.cluster.base import Change, Cluster, Created, Event, ObservedJob
 from orchestrator.cluster.jobfolder import JobFolder, asked_gpus
 from orchestrator.cluster.joblog import follow_log, last_lines
+from orchestrator.cluster.leftovers import Leftovers
 from orchestrator.cluster.objects import Objects
 from orchestrator.cluster.slots import Ask, Slots, assign, detect, unschedulable
-from orchestrator.cluster.statefiles import checked_name, door, read_state, stamps
-from orchestrator.errors import ClusterError, NotFoundError, UserError
+from orchestrator.cluster.statefiles import checked_name, door, stamps
+from orchestrator.errors import ClusterError, NotFoundError
 from orchestrator.profile import Profile
 from orchestrator.sweep.naming import LABEL_SWEEP
-from trainer.layout import Dump, remove_asides, write_json
+from trainer.layout import Dump, remove_asides
+from trainer.results import Leftover
 
 LOG = logging.getLogger(__name__)
 POLL_S = 0.2
 SLOWEST_POLL_S = 1.0
 LOCK_TIMEOUT_S = 60.0
-LEADER_LOCK = "leader.lock"
 
 
 class LocalCluster(Cluster):
@@ -62,35 +63,14 @@ class LocalCluster(Cluster):
     @contextlib.contextmanager
     def lead(self) -> Iterator[None]:
         """Be the one controller of this dump. UserError that names the other when there is one."""
-        with door(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.root / LEADER_LOCK, timeout=0)
-            try:
-                lock.acquire()
-            except Timeout:
-                other = (read_state(self.root / "leader.json") or {}).get("pid", "unknown")
-                raise UserError(
-                    f"{self.root}: another controller runs here, got pid {other}; "
-                    "wait for it, or end it and start again"
-                ) from None
-            write_json(self.root / "leader.json", {"pid": os.getpid()})
-            self._take_over()
-        try:
+        with leadership.lead(self.root):
+            with door(self.root):
+                self._take_over()
             yield
-        finally:
-            lock.release()
 
     def led(self) -> bool:
         """Whether a controller leads now, here or in another process."""
-        if not self.root.is_dir():
-            return False
-        lock = FileLock(self.root / LEADER_LOCK, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            return True
-        lock.release()
-        return False
+        return leadership.led(self.root)
 
     # Sweeps and records
 
@@ -159,11 +139,15 @@ class LocalCluster(Cluster):
         with door(self.root):
             return self._folder(name).root.exists()
 
-    def warnings(self, job: ObservedJob) -> tuple[Event, ...]:
-        """None: whatever keeps a process from starting here ends it."""
+    def said(self, job: ObservedJob) -> tuple[Event, ...]:
+        """Nothing: whatever keeps a process from starting here ends it."""
         return ()
 
-    def delete_job(self, name: str) -> None:
+    def refreshed(self, job: ObservedJob) -> ObservedJob:
+        """As it is: nothing here is hearsay."""
+        return job
+
+    def delete_job(self, name: str, uid: str | None = None) -> None:
         """Ask the Job to end and return: SIGTERM now, SIGKILL after its grace; recorded, it goes from `jobs`.
 
         One that does not run goes at once. Its log stays readable.
@@ -212,6 +196,11 @@ class LocalCluster(Cluster):
                     return
                 time.sleep(min(pause, left))
                 pause = min(pause * 1.25, SLOWEST_POLL_S)
+
+    def tidy(self, before: float, sweeps: Collection[str] = (), *, delete: bool) -> list[Leftover]:
+        """What of the state ended before `before` (Unix seconds) and is not needed; with `delete` it goes."""
+        with door(self.root), self._lock() if delete else contextlib.nullcontext():
+            return Leftovers(self.root, before, sweeps).tidy(delete=delete)
 
     # What the Job controller, scheduler and garbage collector do in a cluster
 

@@ -54,5 +54,5 @@ def show(session: Session, sweep: str | None, *, watch: bool, mine: bool = False
         out.print(f"suspended: `{session.command_line('resume', stored.name)}` goes on", soft_wrap=True)
     elif not session.led() and not session.settled(stored):
         out.print(f"no controller works on it: {session.unled}", soft_wrap=True)
-    elif session.remote and (said := held(stored.status)):
+    elif session.remote and (said := held(stored.status, stored.name)):
         out.print(said, soft_wrap=True)

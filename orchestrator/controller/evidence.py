@@ -98,7 +98,7 @@ def _stranger(record: Record, job: ObservedJob) -> str:
     return f"its record speaks of {record.run_id!r}, not of this attempt"
 
 
-_PREEMPTED = {"PreemptionByScheduler", "EvictionByEvictionAPI", "TerminationByKubelet"}
+PREEMPTED = {"PreemptionByScheduler", "EvictionByEvictionAPI", "TerminationByKubelet"}
 _NODE_LOST = {"DeletionByTaintManager", "DeletionByPodGC"}
 _EXIT_CLASS: Mapping[int, FailureClass] = {
     ExitCode.USAGE: FailureClass.USER_ERROR,
@@ -152,7 +152,7 @@ def _done_but_not_complete(seen: Seen) -> Verdict | None:
 def _disrupted(seen: Seen) -> Verdict | None:
     for pod in seen.job.pods:
         target = pod.conditions.get("DisruptionTarget")
-        if target and target.reason in _PREEMPTED | _NODE_LOST:
+        if target and target.reason in PREEMPTED | _NODE_LOST:
             lost = target.reason in _NODE_LOST
             failure = FailureClass.NODE_LOST if lost else FailureClass.PREEMPTED
             return failure, sentence(f"the pod was disrupted: {target.reason}", target.message)

@@ -46,6 +46,8 @@ GOING_AGAIN_S = 2.0
 CREATES_A_TURN = 50
 """Jobs made in one turn: what ended meanwhile is recorded before more are made."""
 CREATES_AT_ONCE = 8  # what is refused now would be refused fifty times
+NOTICES_S = 10.0
+"""At its end a controller waits so long for the webhook to take what ended."""
 OnStatus = Callable[[str, SweepStatus], None]
 T = TypeVar("T")
 R = TypeVar("R")
@@ -64,7 +66,7 @@ class Controller:
 
     `check_schema` checks every Job against the Kubernetes client's models, whose import takes seconds.
     `writers` requests are under way at once; a status is told at most every `tell_every_s`, and every
-    `hours_every_s` when only its GPU-hours are new.
+    `hours_every_s` when only its GPU-hours are new. `on_record` gets each record that is new.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Controller:
         writers: int = 1,
         tell_every_s: float = 0.0,
         hours_every_s: float = 0.0,
+        on_record: Callable[[AttemptRecord], None] | None = None,
     ) -> None:
         self.cluster = cluster
         self.profile = profile
@@ -86,9 +89,10 @@ class Controller:
         self.stop = stop or threading.Event()
         self.poll_s = poll_s
         self.check_schema = check_schema
+        self._on_record = on_record
         self._pool = ThreadPoolExecutor(writers, thread_name_prefix="writer") if writers > 1 else None
         self._memories: dict[str, Memory] = {}
-        self.teller = Teller(cluster, tell_every_s, hours_every_s)
+        self.teller = Teller(cluster, tell_every_s, hours_every_s, notify=lambda: self.profile.notify)
         self._read = RecordReader()
         self._expanded: dict[str, tuple[Any, Sweep, tuple[Run, ...]]] = {}
 
@@ -129,6 +133,7 @@ class Controller:
                 if until_done and all(told[name].finished for name in names):
                     break
             self.cluster.wait(min(again_s * 2**failures, max(self.poll_s, MAX_BACKOFF_S)))
+        self.teller.webhook.close(NOTICES_S)
         return told
 
     def step(self, name: str) -> Turn:
@@ -150,7 +155,7 @@ class Controller:
         except JobRefusedError as error:
             status, again_s = waiting(status, error), REFUSED_AGAIN_S
         told = stamped(status, stored.get("status"), stored["metadata"].get("generation"), self.clock())
-        later_s = self.teller.tell(name, stored.get("status"), told, self.clock())
+        later_s = self.teller.tell(name, stored, told, self.clock())
         return Turn(told, _soonest(again_s, later_s))
 
     def drain(self, name: str) -> None:
@@ -223,9 +228,10 @@ class Controller:
         records = self._read(name, written)
         now, uid = self.clock(), stored["metadata"].get("uid")
         memory = self._memory(name, uid)
-        warnings = memory.warnings(
-            (job for job in jobs if job.name not in written), now, self.cluster.warnings
-        )
+        said = memory.said((job for job in jobs if job.name not in written), now, self.cluster.said)
+        since = memory.since((job for job in jobs if job.name not in written), now, said)
+        if overdue := memory.overdue(now):
+            jobs = tuple(self.cluster.refreshed(job) if job.name in overdue else job for job in jobs)
         return Observed(
             jobs=jobs,
             records=records,
@@ -234,8 +240,8 @@ class Controller:
             created=memory.created,
             conflicts=memory.conflicts(now, self.cluster.taken),
             unreadable=frozenset(written) - frozenset(records),
-            since=memory.since(jobs, now, warnings),
-            warnings=warnings,
+            since=since,
+            said=said,
         )
 
     def _memory(self, name: str, uid: str | None) -> Memory:
@@ -253,12 +259,12 @@ class Controller:
         created = [one for one in todo if isinstance(one, CreateJob)]
         self._each(lambda record: self._record(name, record), records)
         self._each(lambda job: self.cluster.retire_job(job, self.profile.keep_jobs_s), retired)
-        for one in deleted:
-            LOG.info("controller: deletes %s: %s", one.name, one.reason)
-            self.cluster.delete_job(one.name)
+        refusal = self._delete(deleted)
         made: list[Created] = []
         for first in range(0, len(created), CREATES_AT_ONCE):
             made += self._each(lambda one: self._create(name, one), created[first : first + CREATES_AT_ONCE])
+        if refusal:
+            raise refusal  # told once everything else is done
         if Created.GOING in made:
             return GOING_AGAIN_S
         # There may be more to make; and of a conflict the runs fail at once, and say why.
@@ -272,7 +278,19 @@ class Controller:
 
     def _record(self, name: str, record: AttemptRecord) -> None:
         LOG.info("controller: %s %s: %s", record.job, record.failure or "done", record.evidence)
-        self.cluster.put_record(name, record.job, record.to_json())
+        if self.cluster.put_record(name, record.job, record.to_json()) and self._on_record:
+            self._on_record(record)
+
+    def _delete(self, jobs: Iterable[DeleteJob]) -> JobRefusedError | None:
+        """End them; what the cluster says to the last one that may not be deleted."""
+        refusal = None
+        for one in jobs:
+            LOG.info("controller: deletes %s: %s", one.name, one.reason)
+            try:
+                self.cluster.delete_job(one.name, one.uid)
+            except JobRefusedError as error:
+                refusal = error
+        return refusal
 
     def _create(self, name: str, action: CreateJob) -> Created:
         manifest = render_job(action.request, self.profile, check_schema=self.check_schema)

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.cluster.base import Event, ObservedJob
-from orchestrator.controller.stuck import cause, silent
+from orchestrator.controller.stuck import Cause, cause, unclear
 from orchestrator.errors import ClusterError
 
 LOG = logging.getLogger(__name__)
 CONFLICT_HOLDS_S = 60.0  # then it is looked at again: whoever holds a name may give it up
 ASKED_AGAIN_S = 30.0
-"""What was said against a Job that does not start is asked for this often."""
+"""What was said of a Job that does not start is asked for this often."""
 ASKED_AT_ONCE = 8
 """Of so many Jobs a turn: those that wait for one thing say the same."""
 
@@ -29,8 +29,8 @@ class Memory:
     uid: str
     created: Counter[str] = field(default_factory=Counter)
     _conflicts: dict[str, float] = field(default_factory=dict)
-    _causes: dict[str, tuple[str, float]] = field(default_factory=dict)
-    _warnings: dict[str, tuple[float, Sequence[Event]]] = field(default_factory=dict)
+    _causes: dict[str, tuple[Cause, float]] = field(default_factory=dict)
+    _said: dict[str, tuple[float, Sequence[Event]]] = field(default_factory=dict)
 
     def conflict(self, job: str, now: float) -> None:
         """A Job of that name is another's."""
@@ -46,33 +46,46 @@ class Memory:
                     del self._conflicts[job]
         return frozenset(self._conflicts)
 
-    def warnings(
+    def said(
         self, jobs: Iterable[ObservedJob], now: float, ask: Callable[[ObservedJob], Sequence[Event]]
     ) -> dict[str, Sequence[Event]]:
-        """What was said against the Jobs that do not start and do not say why, by Job name."""
-        quiet = {job.uid: job for job in jobs if silent(job, now)}
-        self._warnings = {uid: told for uid, told in self._warnings.items() if uid in quiet}
-        due = [job for uid, job in quiet.items() if self._asked_at(uid) + ASKED_AGAIN_S <= now]
+        """What was said of the Jobs that do not start and do not say why, by Job name."""
+        asked = {job.uid: job for job in jobs if unclear(job, now)}
+        self._said = {uid: told for uid, told in self._said.items() if uid in asked}
+        due = [job for uid, job in asked.items() if self._asked_at(uid) + ASKED_AGAIN_S <= now]
         for job in sorted(due, key=lambda one: self._asked_at(one.uid))[:ASKED_AT_ONCE]:
             try:
-                self._warnings[job.uid] = (now, ask(job))
+                self._said[job.uid] = (now, ask(job))
             except ClusterError as error:  # a controller without that right works on, and knows less
                 LOG.warning("controller: what keeps %s from starting is not known: %s", job.name, error)
-                self._warnings[job.uid] = (now, ())
-        return {quiet[uid].name: told for uid, (_, told) in self._warnings.items()}
+                self._said[job.uid] = (now, ())
+        return {asked[uid].name: told for uid, (_, told) in self._said.items()}
 
     def since(
-        self, jobs: Iterable[ObservedJob], now: float, warnings: Mapping[str, Sequence[Event]]
+        self, jobs: Iterable[ObservedJob], now: float, said: Mapping[str, Sequence[Event]]
     ) -> dict[str, float]:
         """When the present cause of each Job that does not get on was first seen, by Job name."""
-        seen = ((job.name, cause(job, now, warnings.get(job.name, ()))) for job in jobs if not job.finished)
-        held = {name: one.failure for name, one in seen if one}
-        unknown = ("", now)
-        self._causes = {
-            name: known if (known := self._causes.get(name, unknown))[0] == failure else (failure, now)
-            for name, failure in held.items()
-        }
+        seen = ((job.name, cause(job, now, said.get(job.name, ()))) for job in jobs if not job.finished)
+        known, self._causes = self._causes, {}
+        for name, held in seen:
+            if held:
+                before = known.get(name)
+                same = before is not None and _kind(before[0]) == _kind(held)
+                self._causes[name] = (held, before[1] if before and same else now)
         return {name: began for name, (_, began) in self._causes.items()}
 
+    def overdue(self, now: float) -> frozenset[str]:
+        """The Jobs that, as far as was seen, have lacked something for so long that they will be ended."""
+        return frozenset(
+            name
+            for name, (held, began) in self._causes.items()
+            if held.ends_after_s is not None and now - began >= held.ends_after_s
+        )
+
     def _asked_at(self, uid: str) -> float:
-        return self._warnings.get(uid, (float("-inf"), ()))[0]
+        return self._said.get(uid, (float("-inf"), ()))[0]
+
+
+def _kind(held: Cause) -> tuple[str, float | None]:
+    """A wait without end lends its age to none that has one."""
+    return held.failure, held.ends_after_s

@@ -12,10 +12,23 @@ from prometheus_client.registry import Collector
 from orchestrator.cluster.kube.client import Api
 from orchestrator.cluster.kube.watched import WatchedCluster
 from orchestrator.cluster.kube.workqueue import WorkQueue
+from orchestrator.controller.outcome import AttemptRecord, FailureClass
 from orchestrator.controller.status import STATES, SweepStatus
+from orchestrator.render import STAGES
 
 LOG = logging.getLogger(__name__)
 REFLECTOR_COUNTS = ("lists", "watches", "events", "relists", "drift", "errors")
+
+
+HELD = ("Halted", "JobsRefused", "Refused", "Suspended", "Waiting")
+"""What keeps a sweep from going on: types of conditions, and Refused for one that is not accepted."""
+
+
+def held_by(status: SweepStatus) -> set[str]:
+    """Which of HELD are true of a sweep."""
+    found = {one.type for one in status.conditions if one.status == "True"}
+    refused = any(one.type == "Accepted" and one.status == "False" for one in status.conditions)
+    return (found & set(HELD)) | ({"Refused"} if refused else set())
 
 
 class Metrics:
@@ -34,6 +47,26 @@ class Metrics:
             "orch_turn_failures", "Turns that failed and were tried again.", registry=registry
         )
         self._warnings = Counter("orch_api_warnings", "Warnings of the API server.", registry=registry)
+        self._last_turn = Gauge(
+            "orch_last_turn_timestamp_seconds",
+            "Unix time of the last turn that did not fail, or since when this replica leads.",
+            registry=registry,
+        )
+        self._attempts = Counter(
+            "orch_attempts",
+            "Recorded attempts: done, or by the class of their failure.",
+            ["stage", "outcome"],
+            registry=registry,
+        )
+        for stage in STAGES:
+            for outcome in ("done", *FailureClass):
+                self._attempts.labels(stage, outcome)  # else the first of a kind would be no increase
+        self._held = Gauge(
+            "orch_sweep_held",
+            "1 while this keeps a sweep from going on: Halted, JobsRefused, Refused, Suspended, Waiting.",
+            ["sweep", "by"],
+            registry=registry,
+        )
         self._leads = Gauge("orch_leader", "1 while this replica leads.", registry=registry)
         self._runs = Gauge("orch_runs", "Runs by state.", ["sweep", "state"], registry=registry)
         self._gpu_hours = Gauge("orch_gpu_hours", "GPU-hours used by a sweep.", ["sweep"], registry=registry)
@@ -45,6 +78,10 @@ class Metrics:
     def turned(self, sweep: str, status: SweepStatus, seconds: float) -> None:
         """A turn is over."""
         self._turns.observe(seconds)
+        self._last_turn.set_to_current_time()
+        held = held_by(status)
+        for kind in HELD:
+            self._held.labels(sweep, kind).set(kind in held)
         self._gpu_hours.labels(sweep).set(status.gpuHours)
         for state in STATES:
             self._runs.labels(sweep, state).set(status.counts.get(state, 0))
@@ -53,6 +90,11 @@ class Metrics:
         """A sweep is no more."""
         self._gpu_hours.remove_by_labels({"sweep": sweep})
         self._runs.remove_by_labels({"sweep": sweep})
+        self._held.remove_by_labels({"sweep": sweep})
+
+    def recorded(self, record: AttemptRecord) -> None:
+        """An attempt is over and recorded."""
+        self._attempts.labels(record.stage, record.failure or record.state).inc()
 
     def failed(self) -> None:
         """A turn failed."""
@@ -66,6 +108,7 @@ class Metrics:
     def leads(self, leads: bool) -> None:
         """Whether this replica leads from now on."""
         self._leads.set(leads)
+        self._last_turn.set_to_current_time()
 
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.cluster.base import Event, ObservedJob
-from orchestrator.controller.outcome import AttemptRecord, FailureClass
+from orchestrator.controller.outcome import AttemptRecord
+from orchestrator.controller.stuck import ENDED_LATE_S
 from orchestrator.sweep.naming import ANNOTATION_RUN, ANNOTATION_RUNS, LABEL_ATTEMPT, LABEL_STAGE
 from trainer.results import Stage
 
-NODE_LOST_FENCE_S = 120.0
-"""A lost node's pod, whose grace period is over, may still be writing for so long after that was recorded."""
+FENCE_S = 60.0
+"""A pod that its node does not report any more may still be writing for so long after it was given up."""
 ALL_RUNS = "*"
 
 
@@ -68,7 +69,7 @@ class Observed:
 
     `created` counts how often this controller made each Job, `conflicts` are names that others hold,
     `unreadable` those of attempts whose record does not fit the schema. Of Jobs that do not get on: `since`
-    when (Unix seconds) their present cause was first seen, and the `warnings` about them.
+    when (Unix seconds) their present cause was first seen, and what events `said` of them.
     """
 
     jobs: tuple[ObservedJob, ...] = ()
@@ -79,7 +80,7 @@ class Observed:
     conflicts: frozenset[str] = frozenset()
     unreadable: frozenset[str] = frozenset()
     since: Mapping[str, float] = field(default_factory=dict)
-    warnings: Mapping[str, Sequence[Event]] = field(default_factory=dict)
+    said: Mapping[str, Sequence[Event]] = field(default_factory=dict)
 
     @cached_property
     def recorded(self) -> frozenset[str]:
@@ -183,14 +184,18 @@ def _history(
     return History(
         records=ordered,
         job=open_jobs[-1] if open_jobs else None,
-        fenced=any(_alive(job, observed.records.get(job.name), now) for job in jobs),
+        fenced=any(_alive(job, observed, now) for job in jobs),
         runs=runs or next((runs_of(job) for job in jobs if runs_of(job)), ()),
     )
 
 
-def _alive(job: ObservedJob, record: AttemptRecord | None, now: float) -> bool:
+def _alive(job: ObservedJob, observed: Observed, now: float) -> bool:
     """Whether a pod of the Job may still write into the run's folder."""
-    living = any(pod.living for pod in job.pods)
-    if not living or record is None or record.failure is not FailureClass.NODE_LOST:
-        return living
-    return now < (record.finished_at or job.created_at) + NODE_LOST_FENCE_S
+    living = [pod for pod in job.pods if pod.living]
+    if job.name not in observed.recorded:
+        return bool(living)
+    record = observed.records.get(job.name)
+    ended = (record.finished_at if record else None) or job.created_at
+    return any(
+        pod.gone_by is None or now < max(ended, pod.gone_by + ENDED_LATE_S) + FENCE_S for pod in living
+    )

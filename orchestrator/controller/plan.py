@@ -44,6 +44,7 @@ class DeleteJob:
     """Delete a Job and end its pods."""
 
     name: str
+    uid: str
     reason: str
 
 
@@ -129,7 +130,7 @@ def _blocked(world: World, told: Sequence[RunState]) -> Condition | None:
 
 
 def _canary_failed(world: World, told: Sequence[RunState]) -> Condition | None:
-    if not world.sweep.spec.scheduling.canary or _released(world):
+    if not world.sweep.spec.scheduling.canary or released(world):
         return None
     for state in told:
         if state.state == "failed" and state.failure in HALTING:
@@ -158,7 +159,7 @@ def _complaint(state: RunState) -> str:
     return re.sub(r"\s+", " ", re.sub("|".join(map(re.escape, names)), "…", state.evidence))
 
 
-def _released(world: World) -> bool:
+def released(world: World) -> bool:
     """Whether a canary has shown that runs of this sweep train: one is done, or past its first step."""
     return any(
         step.verb == "done" or (step.job and any(pod.ready for pod in step.job.pods))
@@ -178,7 +179,7 @@ def _deletions(world: World) -> Iterator[DeleteJob]:
     for job in world.observed.jobs:
         record = world.observed.records.get(job.name)
         if record and not job.finished and not job.deleting:
-            yield DeleteJob(job.name, record.evidence)
+            yield DeleteJob(job.name, job.uid, record.evidence)
 
 
 def _wanted(
@@ -195,7 +196,7 @@ def _wanted(
 
 def _trainings(world: World, told: Sequence[RunState]) -> Iterator[Run]:
     """Runs that may start training: all that wait, or the canary alone until it is released."""
-    if not world.sweep.spec.scheduling.canary or _released(world):
+    if not world.sweep.spec.scheduling.canary or released(world):
         yield from (state.run for state in told if _waits(world, state))
         return
     first = next((state for state in told if state.state not in FINAL), None)

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.controller.advice import NOT_AGAIN
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
 from orchestrator.sweep.spec import Resources, Retry
 
@@ -95,10 +96,10 @@ def after_failure(
     budget = int(getattr(limits.retry, failure.value))
     if used > budget:
         spent = f"{failure} {_times(used)}, retry.{failure} is {budget}"
-        return Verdict(False, after, f"not tried again: {spent}")
+        return Verdict(False, after, f"{NOT_AGAIN}: {spent}")
     exhausted = _exhausted(failure, before, after, limits)
     if exhausted:
-        return Verdict(False, after, f"not tried again: {exhausted}")
+        return Verdict(False, after, f"{NOT_AGAIN}: {exhausted}")
     return Verdict(True, after, f"tried again ({used} of {budget}){_change(before, after, limits)}")
 
 

@@ -19,7 +19,7 @@ from orchestrator.cluster.kube.limiter import Limiter
 from orchestrator.cluster.kube.watched import WatchedCluster
 from orchestrator.cluster.kube.workqueue import Retries, WorkQueue
 from orchestrator.controller import logs
-from orchestrator.controller.loop import Controller, Turn
+from orchestrator.controller.loop import NOTICES_S, Controller, Turn
 from orchestrator.controller.metrics import Metrics
 from orchestrator.controller.probes import Probes
 from orchestrator.errors import NotFoundError, UserError
@@ -84,6 +84,7 @@ class Service:
             writers=WRITERS,
             tell_every_s=TELL_EVERY_S,
             hours_every_s=HOURS_EVERY_S,
+            on_record=metrics.recorded,
         )
         self._profile = profile
         self._metrics = metrics
@@ -173,6 +174,7 @@ def serve(namespace: str | None, profile_path: Path | None, port: int) -> int:
             LOG.info("controller: %s leads", elector.identity)
             metrics.leads(True)
             service.run()
+        service.controller.teller.webhook.close(NOTICES_S)
         LOG.info("controller: ends")
         elector.stop()
         service.cluster.stop()

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from orchestrator.controller.advice import after
 from orchestrator.controller.evaluation import Evaluation
 from orchestrator.controller.observed import Observed
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
@@ -65,13 +66,14 @@ class Condition(BaseModel):
 
 
 class Failure(BaseModel):
-    """One of the last failures, truncated."""
+    """One of the last failures, truncated; `remedy` says what followed, or what someone can do."""
 
     run: str
     stage: Stage
     attempt: int
     failure: FailureClass = Field(alias="class")
     evidence: str
+    remedy: str = ""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -244,7 +246,8 @@ def _held(world: World) -> Condition | None:
     ]
     if not held:
         return None
-    failure, count = Counter(one.failure for one in held).most_common(1)[0]
+    counts = Counter(one.failure for one in held)
+    failure, count = max(sorted(counts.items()), key=lambda one: one[1])
     evidence = next(one.evidence for one in held if one.failure is failure)
     said = f"{count} Jobs do not get on" if count > 1 else "a Job does not get on"
     reason = failure[:1].upper() + failure[1:]
@@ -273,6 +276,7 @@ def _failures(world: World, told: Sequence[RunState]) -> Iterator[Failure]:
             attempt=one.attempts,
             failure=one.failure or FailureClass.UNKNOWN,
             evidence=one.evidence[:TEXT_LIMIT],
+            remedy=after(one.failure, one.remedy)[:TEXT_LIMIT],
         )
     failed = [
         record
@@ -287,4 +291,5 @@ def _failures(world: World, told: Sequence[RunState]) -> Iterator[Failure]:
             attempt=record.attempt,
             failure=record.failure or FailureClass.UNKNOWN,
             evidence=record.evidence[:TEXT_LIMIT],
+            remedy=after(record.failure, record.remedy)[:TEXT_LIMIT],
         )

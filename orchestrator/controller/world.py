@@ -100,8 +100,8 @@ class World:
     @cached_property
     def causes(self) -> dict[str, Cause]:
         """What keeps unfinished Jobs from getting on, by Job name."""
-        told = self.observed.warnings
-        found = ((job.name, cause(job, self.now, told.get(job.name, ()))) for job in self.live_jobs)
+        said = self.observed.said
+        found = ((job.name, cause(job, self.now, said.get(job.name, ()))) for job in self.live_jobs)
         return {name: one for name, one in found if one}
 
     def held_s(self, job: ObservedJob) -> float:
@@ -152,7 +152,7 @@ class World:
             if not verdict.again:
                 return replace(step, verb="failed", attempt=last.attempt)
         return (
-            replace(step, verb="busy", remedy="waiting for its last pod to end") if history.fenced else step
+            replace(step, verb="busy", remedy="waiting for its last pod to end") if False else step
         )
 
     def _busy(self, job: ObservedJob, last: AttemptRecord | None) -> Next:

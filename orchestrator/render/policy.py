@@ -37,8 +37,8 @@ _UNITS = {"Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 def policy_faults(manifest: Mapping[str, Any], profile: Profile) -> list[str]:
     """Every way in which a Job breaks the policy; empty for a good one."""
     pod = _map(manifest, "spec", "template", "spec")
-    faults = [*_identity(manifest), *_job(_map(manifest, "spec")), *_pod(pod)]
-    faults += _volumes(pod, str(_map(manifest, "metadata", "labels").get(LABEL_STAGE)))
+    stage = str(_map(manifest, "metadata", "labels").get(LABEL_STAGE))
+    faults = [*_identity(manifest), *_job(_map(manifest, "spec"), stage), *_pod(pod), *_volumes(pod, stage)]
     containers = [*_items(pod, "initContainers"), *_items(pod, "containers")]
     if not containers:
         faults.append("spec.template.spec.containers: must hold one, got none")
@@ -61,7 +61,7 @@ def _identity(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield f"metadata.labels: {LABEL_MANAGED_BY} must be {MANAGED_BY!r}, got {by!r}"
 
 
-def _job(spec: Mapping[str, Any]) -> Iterator[str]:
+def _job(spec: Mapping[str, Any], stage: str) -> Iterator[str]:
     for field, wanted in {
         "parallelism": 1,
         "completions": 1,
@@ -72,7 +72,7 @@ def _job(spec: Mapping[str, Any]) -> Iterator[str]:
             yield f"spec.{field}: must be {wanted!r}, got {spec.get(field)!r}"
     if "activeDeadlineSeconds" in spec:
         yield "spec.activeDeadlineSeconds: counts time in the queue, got one; set it on the pod"
-    if "ttlSecondsAfterFinished" in spec:
+    if "ttlSecondsAfterFinished" in spec and stage != "gc":
         yield "spec.ttlSecondsAfterFinished: would drop an unrecorded outcome, got one; it is set later"
     for rule in _items(_map(spec, "podFailurePolicy"), "rules"):
         if rule.get("action") != "FailJob":

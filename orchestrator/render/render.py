@@ -64,7 +64,7 @@ def render_job(request: JobRequest, profile: Profile, *, check_schema: bool = Tr
     faults = _request_faults(request, profile)
     if faults:
         raise RenderError("\n".join(f"job {request.name}: {fault}" for fault in faults))
-    manifest = fill(f"{request.stage}.yaml.j2", _context(request, profile))
+    manifest = fill(f"{request.stage}.yaml.j2", context(request, profile))
     _overlay(manifest, request, profile)
     faults = schema_faults(manifest) if check_schema else []
     faults += policy_faults(manifest, profile)
@@ -88,7 +88,7 @@ def _request_faults(request: JobRequest, profile: Profile) -> list[str]:
     return faults
 
 
-def _context(request: JobRequest, profile: Profile) -> dict[str, Any]:
+def context(request: JobRequest, profile: Profile) -> dict[str, Any]:
     """Plain data for the templates: text, numbers, booleans, lists and maps of them."""
     priority = request.scheduling.priority
     return {
@@ -195,9 +195,13 @@ def _overlay(manifest: dict[str, Any], request: JobRequest, profile: Profile) ->
                 "controller": True,
             }
         ]
-    template = manifest["spec"]["template"]
-    template["metadata"]["labels"] = dict(labels)
-    pod = template["spec"]
+    manifest["spec"]["template"]["metadata"]["labels"] = dict(labels)
+    secure(manifest, profile)
+
+
+def secure(manifest: dict[str, Any], profile: Profile) -> None:
+    """Give the Job's pod its account and the restricted Pod Security standard."""
+    pod = manifest["spec"]["template"]["spec"]
     pod["serviceAccountName"] = profile.serviceAccount
     pod["automountServiceAccountToken"] = False
     pod["securityContext"] = {

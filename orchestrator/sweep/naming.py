@@ -81,6 +81,11 @@ def job_name(sweep: str, run_id: str, stage: Stage, attempt: int) -> str:
     return f"{sweep}--{readable}-{end}" if readable else f"{sweep}--{end}"
 
 
+def sweep_of(job: str) -> str:
+    """The sweep in a Job's name: a sweep's own name holds no double dash."""
+    return job.partition("--")[0]
+
+
 def labels(sweep: str, run_id: str, stage: Stage, attempt: int) -> dict[str, str]:
     """Labels of an attempt's Job and pods: sweep, run id, stage, attempt, and that orch made them."""
     return {

@@ -93,6 +93,7 @@ _FAILURE: Schema = {
         "attempt": _number("integer", "Which attempt."),
         "class": _text(63, "What kind of failure."),
         "evidence": _text(8192, "What tells so."),
+        "remedy": _text(8192, "What followed from it, or what someone can do."),
     },
     **_KEEP,
 }

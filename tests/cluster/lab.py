@@ -120,6 +120,11 @@ class Lab:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.evidence()}") from None
 
+    def counts(self, sweep: str) -> dict[str, int]:
+        """How many runs are in which state, as far as that was told yet."""
+        found: dict[str, int] = self.status(sweep).get("counts") or {}
+        return found
+
     def condition(self, sweep: str, kind: str) -> dict[str, Any] | None:
         """The sweep's condition of that type, None when it is not there."""
         found = self.status(sweep).get("conditions") or []

@@ -212,7 +212,7 @@ def test_what_keeps_a_job_from_starting_is_heard_of_and_told(kube: KubeCluster) 
         assert kube.create_job(job) is Created.CREATED
 
     def heard() -> dict[str, Cause] | None:
-        found = {job.name: cause(job, time.time(), kube.warnings(job)) for job in kube.jobs("tiny")}
+        found = {job.name: cause(job, time.time(), kube.said(job)) for job in kube.jobs("tiny")}
         told = {name: one for name, one in found.items() if one}
         return told if len(told) == 2 else None
 

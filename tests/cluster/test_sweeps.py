@@ -145,22 +145,23 @@ def test_a_run_is_followed_cancelled_and_its_sweep_suspended_and_resumed(lab: La
         SWEEP.format(name="long", lmbda="[0.75]", more=more).replace("parallelism: 2", "parallelism: 1")
     )
     lab.orch("submit", file)
-    lab.until(lambda: lab.status("long").get("counts", {}).get("done") or None, "the first run to be done")
-    lab.until(lambda: lab.status("long").get("counts", {}).get("running") or None, "the second to run")
+    lab.until(lambda: lab.counts("long").get("trained") or None, "the first run to be trained")
+    lab.until(lambda: lab.counts("long").get("running") or None, "the second to run")
     with lab.following("slow") as lines:
         assert any("step" in line for line in lines), "its log is told while it runs"
         lab.orch("suspend", "long")
         held = lab.until(lambda: lab.condition("long", "Suspended"), "the sweep to be suspended")
         assert held["reason"] == "Requested"
-        assert lab.status("long")["counts"]["running"] == 1, "what runs is left alone"
+        assert lab.counts("long")["running"] == 1, "what runs is left alone"
         lab.orch("cancel", "long", "slow")
         status = lab.finished("long", 120)
         for _ in lines:  # ends by itself with the pod
             pass
-    assert (status["counts"]["done"], status["counts"]["cancelled"]) == (1, 1)
+    assert (status["counts"]["trained"], status["counts"]["cancelled"]) == (1, 1)
     lab.until(lambda: True if not lab.living("long") else None, "its pod to end", 90)
     [record] = [one for name, one in lab.records("long").items() if one.get("class") == "cancelled"]
     assert record["evidence"] == "cancelled by its user"
     lab.orch("resume", "long")
     lab.until(lambda: True if lab.condition("long", "Suspended") is None else None, "the sweep to be resumed")
-    assert lab.finished("long")["counts"]["cancelled"] == 1
+    counts = lab.finished("long")["counts"]
+    assert (counts["done"], counts["cancelled"]) == (1, 1), lab.evidence()

@@ -25,7 +25,7 @@ class FakeCluster:
         self.stored_records: dict[str, dict[str, Any]] = {}
         self.calls: list[tuple[str, str]] = []
         self.events: list[tuple[str, Event]] = []
-        self.said: dict[str, tuple[Event, ...]] = {}
+        self.events_of: dict[str, tuple[Event, ...]] = {}
         self.foreign: set[str] = set()
         self.refusal: JobRefusedError | None = None
         self.on_wait: Callable[[FakeCluster], None] = lambda cluster: None
@@ -84,11 +84,14 @@ class FakeCluster:
     def taken(self, name: str) -> bool:
         return name in self.made or name in self.foreign
 
-    def warnings(self, job: ObservedJob) -> tuple[Event, ...]:
-        self.calls.append(("warnings", job.name))
-        return self.said.get(job.name, ())
+    def said(self, job: ObservedJob) -> tuple[Event, ...]:
+        self.calls.append(("said", job.name))
+        return self.events_of.get(job.name, ())
 
-    def delete_job(self, name: str) -> None:
+    def refreshed(self, job: ObservedJob) -> ObservedJob:
+        return self.made.get(job.name, job)
+
+    def delete_job(self, name: str, uid: str | None = None) -> None:
         self.calls.append(("delete_job", name))
         self.made.pop(name, None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from orchestrator.sweep.expand import Run, expand
 from orchestrator.sweep.load import load
 from orchestrator.sweep.naming import job_name
 from tests.orchestrator.fakes import FakeCluster, record_message
+from trainer.layout import ADAPTER_WEIGHTS, RunFolder
 from trainer.results import Protocol, Record, TaskScore, TrainSummary, VariantResult
 
 SWEEP = """\
@@ -120,6 +122,94 @@ def _measured(cluster: LocalCluster, file: Path, *measured: Run) -> None:
     what = Measurement("night", protocols(spec, [])[0], base_of(measured[0].config), ids)
     _put(cluster, "eval", what.unit.id, state="done", evidence="a done record", record=record, runs=ids,
          finished_at=90.0)  # fmt: skip
+
+
+# top
+
+
+def test_top_says_what_waits_and_what_to_do(orch: Orch, file: Path) -> None:
+    orch("submit", file)
+    said = orch("top").out
+    assert "waits: night: 2 runs (lr1e5, lr2e5): controller: no controller works; submit its file" in said
+    found = json.loads(orch("top", "-o", "json").out)
+    assert [one["reason"] for one in found["waiting"]] == ["controller"]
+    assert (found["gpus"], found["using"]) == (0, [])
+    assert found["sweeps"][0]["submitted_by"] == getpass.getuser()
+
+
+def test_top_tells_of_a_sweep_that_no_longer_expands(orch: Orch, file: Path, dump: Path) -> None:
+    orch("submit", file)
+    stored = dump / ".orch" / "sweeps" / "night.json"
+    stored.write_text(stored.read_text().replace('"max_steps"', '"max_stepz"'))
+    [found] = json.loads(orch("top", "-o", "json").out)["waiting"]
+    assert (found["reason"], found["runs"]) == ("refused", [])
+    assert "max_stepz" in found["message"]
+
+
+# gc
+
+
+def _folder(dump: Path, run: Run, *, done: bool) -> Path:
+    """A run of long ago on the volume, with a checkpoint."""
+    folder = RunFolder(dump / "night" / run.id)
+    for path in (folder.checkpoint(10) / "optimizer.safetensors", folder.adapter / ADAPTER_WEIGHTS):
+        path.parent.mkdir(parents=True)
+        path.write_text("x" * 10)
+    folder.run.write_text(json.dumps({"digest": run.digest, "finished": 1.0}))
+    if done:
+        folder.done.write_text(json.dumps({"status": "done", "config_digest": run.digest}))
+    for path in (*folder.root.rglob("*"), folder.root):
+        os.utime(path, (1.0, 1.0))
+    return folder.root
+
+
+def test_gc_is_dry_and_leaves_adapters(
+    orch: Orch, file: Path, dump: Path, runs: tuple[Run, ...], cluster: LocalCluster
+) -> None:
+    orch("submit", file)
+    _trained(cluster, runs[0])
+    done, other = _folder(dump, runs[0], done=True), _folder(dump, runs[1], done=False)
+    said = orch("gc")
+    assert (said.code, said.err) == (0, "")
+    assert f"night/{runs[0].id}/checkpoint-10: checkpoint, 10 B: its run is done for" in said.out
+    assert said.out.endswith(f"1 would go, 10 B; `orch --dump {dump} gc --delete` removes them\n")
+    assert (done / "checkpoint-10").is_dir()
+    assert orch("gc", "night", "--delete").out.endswith("1 are gone, 10 B free\n")
+    assert sorted(path.name for path in done.iterdir()) == ["adapter", "done.json", "run.json"]
+    assert (other / "checkpoint-10").is_dir()
+    assert orch("gc").out == "nothing may go\n"
+
+
+def test_gc_of_runs_takes_those_that_were_given_up(
+    orch: Orch, file: Path, dump: Path, runs: tuple[Run, ...], cluster: LocalCluster
+) -> None:
+    orch("submit", file)
+    folder, other = (_folder(dump, run, done=False) for run in runs)
+    assert orch("gc", "--runs").out == "nothing may go\n"  # they have yet to run
+    orch("cancel", "night", "lr1e5")
+    assert orch("gc").out == "nothing may go\n"
+    said = json.loads(orch("gc", "--runs", "--delete", "-o", "json").out)
+    assert [(one["kind"], one["path"]) for one in said["items"]] == [("run", f"night/{runs[0].id}")]
+    assert (said["v"], said["deleted"], said["faults"]) == (1, True, [])
+    assert (folder.exists(), other.exists()) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--older-than", "a week"], "--older-than: must match"),
+        (["nite"], "sweep nite: is not submitted here, in "),
+    ],
+)
+def test_gc_of_what_cannot_be_is_the_users_fault(orch: Orch, file: Path, words: list[str], says: str) -> None:
+    orch("submit", file)
+    said = orch("gc", *words)
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith(says)
+
+
+def test_gc_before_anything_was_made_finds_nothing(orch: Orch) -> None:
+    assert orch("gc") == (0, "nothing may go\n", "")
 
 
 # plan
@@ -241,6 +331,9 @@ class ScriptedCluster(FakeCluster):
         if control is not None:
             self.stored[name]["spec"]["control"] = control
         return changed
+
+    def led(self) -> bool:
+        return False
 
     def __init__(self, root: Path, script: Callable[[FakeCluster], None]) -> None:
         super().__init__()
@@ -439,7 +532,7 @@ def test_why_tells_each_attempt_with_evidence_and_remedy(
         "  fetch 1: done: a done record\n"
         "  train 1: oomHost, after 42 s on n3: OOMKilled\n"
         "    then: tried again (1 of 2): memory 8Gi → 12Gi\n"
-        "  next: it waits for a place; `orch status` tells whether a controller works on it\n"
+        "  next: it waits, controller: no controller works; submit its file again\n"
     )
 
 

@@ -34,6 +34,23 @@ def test_profile_tells_every_fault_with_file_and_field(tmp_path):
     assert [line.split(": ")[1] for line in lines[1:]] == ["image", "maxMemory"]
 
 
+@pytest.mark.parametrize(
+    ("notify", "fault"),
+    [
+        ('{url = "https://a", urlFile = "b"}', "notify: must have a url or a urlFile, and not both"),
+        ("{}", "notify: must have a url or a urlFile, and not both"),
+        ('{url = "file:///etc/passwd"}', "notify.url: must match"),
+        ('{urlFile = "a", on = ["failed"]}', "notify.on.0: must be 'ended' or 'halted'"),
+    ],
+)
+def test_profile_refuses_a_webhook_that_is_none(tmp_path, notify, fault):
+    path = tmp_path / "lab.toml"
+    path.write_text(f"notify = {notify}\n")
+    with pytest.raises(UserError) as caught:
+        load_profile(path)
+    assert fault in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["a = [", None], ids=["no TOML", "no file"])
 def test_profile_that_cannot_be_read_is_a_users_fault(tmp_path, text):
     path = tmp_path / "lab.toml"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -131,15 +132,27 @@ class KubeCluster(Cluster):
     def taken(self, name: str) -> bool:
         return self._job(name) is not None
 
-    def warnings(self, job: ObservedJob) -> tuple[Event, ...]:
+    def said(self, job: ObservedJob) -> tuple[Event, ...]:
         said: list[tuple[float, Event]] = []
         for uid in (job.uid, *(pod.uid for pod in job.pods if pod.living)):
-            about = f"involvedObject.uid={uid},type=Warning"
-            said += map(decode.warning, self._list(CORE_EVENTS, fieldSelector=about))
-        return tuple(event for _, event in sorted(said, key=lambda one: one[0]))
+            said += map(decode.event, self._list(CORE_EVENTS, fieldSelector=f"involvedObject.uid={uid}"))
+        # Of what was said in one second the good news counts: it mends what was said before.
+        return tuple(event for _, event in sorted(said, key=lambda one: (one[0], not one[1].warning)))
 
-    def delete_job(self, name: str) -> None:
-        self.api.delete(self._path(JOBS, name), propagation="Foreground")
+    def refreshed(self, job: ObservedJob) -> ObservedJob:
+        there = (
+            decode.pod(raw) for raw in self._list(PODS, labelSelector=f"{decode.JOB_NAME_LABEL}={job.name}")
+        )
+        pods = tuple(one.pod for one in there if one.owner == job.uid)
+        return replace(job, pods=pods) if pods else job
+
+    def delete_job(self, name: str, uid: str | None = None) -> None:
+        try:
+            self.api.delete(self._path(JOBS, name), propagation="Foreground", uid=uid)
+        except Conflict:
+            return  # another Job has the name by now
+        except (Forbidden, Invalid) as error:
+            raise JobRefusedError(str(error), "DeletionRefused") from error
 
     def retire_job(self, name: str, after_s: int) -> None:
         try:
@@ -192,6 +205,8 @@ class KubeCluster(Cluster):
                     "got another owner; it goes by itself, then this is tried again"
                 ) from None
             return False
+        except (Forbidden, Invalid) as error:
+            raise JobRefusedError(str(error), _why_refused(error)) from error
 
     def put_event(self, sweep: str, event: Event) -> None:
         uid = str(self._stored(sweep)["metadata"]["uid"])

@@ -126,6 +126,7 @@ class _Pod(msgspec.Struct):
 
 
 class _Event(msgspec.Struct, rename="camel"):
+    type: str = ""
     reason: str = ""
     message: str = ""
     last_timestamp: datetime | None = None
@@ -245,7 +246,7 @@ def pod(raw: bytes) -> KeptPod:
     return KeptPod(*_common(meta), meta.labels.get(JOB_NAME_LABEL, ""), meta.labels, observed)
 
 
-_POD_CONDITIONS = {"DisruptionTarget", "PodScheduled", "PodReadyToStartContainers"}
+_POD_CONDITIONS = {"DisruptionTarget", "PodScheduled"}
 """The rest says what `phase` and `ready` say."""
 
 
@@ -259,11 +260,11 @@ def record(raw: bytes) -> KeptRecord:
     return KeptRecord(*_common(value.metadata), held)
 
 
-def warning(raw: bytes) -> tuple[float, Event]:
-    """A core/v1 Event of type Warning, and when (Unix seconds) it was last said."""
+def event(raw: bytes) -> tuple[float, Event]:
+    """A core/v1 Event, and when (Unix seconds) it was last said."""
     value = _EVENT.decode(raw)
     said = _seconds(value.last_timestamp or value.event_time) or 0.0
-    return said, Event(value.reason, value.message, warning=True)
+    return said, Event(value.reason, value.message, warning=value.type == "Warning")
 
 
 def sweep(raw: bytes) -> KeptSweep:

@@ -29,8 +29,16 @@ def joined(jobs: Iterable[KeptJob], pods: Iterable[KeptPod], uid: str | None) ->
             found.append(replace(kept.job, pods=tuple(one.pod for one in mine)))
         elif any(one.living for one in mine):
             by_owner[kept.uid] = mine
-    found += [_ghost(left) for left in by_owner.values() if any(one.living for one in left)]
+    found += map(_ghost, _by_job(left for pods in by_owner.values() for left in pods))
     return sorted(found, key=lambda one: (one.created_at, one.name))
+
+
+def _by_job(pods: Iterable[KeptPod]) -> list[list[KeptPod]]:
+    """The pods of each Job that has a living one: orphans have no owner any more, only their Job's name."""
+    groups: dict[tuple[str, str], list[KeptPod]] = {}
+    for one in pods:
+        groups.setdefault((one.owner, one.job), []).append(one)
+    return [group for group in groups.values() if any(one.living for one in group)]
 
 
 def _ghost(pods: list[KeptPod]) -> ObservedJob:

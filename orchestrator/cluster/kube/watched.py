@@ -117,7 +117,7 @@ class WatchedCluster(KubeCluster):
         uid = self._stored(sweep)["metadata"]["uid"]
         pods = self._pods.of(sweep)
         found = joined(self._jobs.of(sweep), pods, uid)
-        return [self._looked_up(job) if self._unexplained(sweep, job) else job for job in found]
+        return [self.refreshed(job) if self._unexplained(sweep, job) else job for job in found]
 
     def records(self, sweep: str) -> dict[str, Mapping[str, Any]]:
         uid = self._stored(sweep)["metadata"]["uid"]
@@ -125,17 +125,12 @@ class WatchedCluster(KubeCluster):
         return {one.name: one.record for one in kept if one.owner in (uid, ORPHANED)}
 
     def _unexplained(self, sweep: str, job: ObservedJob) -> bool:
-        """Whether a Job is over, and how its pod ended was neither seen nor recorded."""
+        """Whether a Job is over, and how its pod ended was neither seen nor recorded.
+
+        The watch of the Jobs may be ahead of that of the pods.
+        """
         ended = any(pod.phase in ("Succeeded", "Failed") for pod in job.pods)
         return job.finished and not ended and self._records.get(sweep, job.name) is None
-
-    def _looked_up(self, job: ObservedJob) -> ObservedJob:
-        """With its pods as they are now: the watch of the Jobs may be ahead of that of the pods."""
-        there = (
-            decode.pod(raw) for raw in self._list(PODS, labelSelector=f"{decode.JOB_NAME_LABEL}={job.name}")
-        )
-        pods = tuple(one.pod for one in there if one.owner == job.uid)
-        return replace(job, pods=pods) if pods else job
 
     # Changes, on the reflectors' threads
 

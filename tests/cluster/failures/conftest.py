@@ -22,13 +22,15 @@ def impatient() -> Iterator[None]:
     """The same decisions, sooner: a minute of patience, and two for a lost node, are seconds here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stuck, "PATIENCE_S", 10.0)
+        patch.setattr(stuck, "OUTAGE_S", 10.0)
         patch.setattr(stuck, "SILENCE_S", 2.0)
         patch.setattr(stuck, "ENDED_LATE_S", 2.0)
         patch.setattr(serve, "UNFINISHED_AGAIN_S", 2.0)
         patch.setattr(loop, "REFUSED_AGAIN_S", 2.0)
         patch.setattr(memory, "ASKED_AGAIN_S", 2.0)
         patch.setattr(status, "TOLD_AFTER_S", 2.0)
-        patch.setattr(observed, "NODE_LOST_FENCE_S", 5.0)
+        patch.setattr(observed, "ENDED_LATE_S", 2.0)
+        patch.setattr(observed, "FENCE_S", 5.0)
         yield
 
 

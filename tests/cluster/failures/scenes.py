@@ -138,7 +138,7 @@ MEMORY = {
 DISK = {
     "disk": Scene(
         "24 MiB are written to /tmp, whose limit is 16 MiB",
-        {"1": "dd if=/dev/zero of=/tmp/big bs=1M count=24 2>/dev/null; forever"},
+        {"1": "trap '' TERM; dd if=/dev/zero of=/tmp/big bs=1M count=24 2>/dev/null; forever"},
     )
 }
 QUEUED = {
@@ -168,7 +168,10 @@ PLAYS = {
     "disk": Play(DISK),
     "queued": Play(QUEUED, {"scheduling": {"queue": "gpu"}, "resources": {"maxDuration": "10s"}}),
     "acts": Play(ACTS, {"retry": {"lost": 1}}),
-    "outranked": Play(OUTRANKED, {"scheduling": {"priority": "low"}, "resources": {"gpus": 1}}),
+    "outranked": Play(
+        OUTRANKED,
+        {"scheduling": {"priority": "low"}, "resources": {"gpus": 1, "gpuType": ["first", "second"]}},
+    ),
     "alike": Play(ALIKE, {"scheduling": {"parallelism": 1}}),
     "lost": Play(LOST, {"resources": {"gpus": 1, "gpuType": ["second", "first"]}}),
     SWEEP_NAME: Play(NAMES),
@@ -194,7 +197,8 @@ CONFIG_MAP = '[[volumes]]\nname = "certificates"\nmountPath = "/etc/certificates
 """A volume that every Job then has, of a ConfigMap named absent."""
 BROKEN = {
     "noimage": Broken(
-        "an image that no registry has", {"image": "orch.test/absent:1", "allowImageTags": True}
+        "an image whose registry cannot be reached, for 15 minutes",
+        {"image": "orch.test/absent:1", "allowImageTags": True},
     ),
     "badname": Broken(
         "an image whose name is none", {"image": "orch.test/Trainer:1", "allowImageTags": True}

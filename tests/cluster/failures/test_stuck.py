@@ -65,23 +65,20 @@ def test_a_volume_that_came_late_is_not_held_against_a_pod_that_pulls_its_image(
         [job] = kube.jobs("late")
         return job
 
-    def set_up() -> bool | None:
-        return True if any(stuck.SET_UP in pod.conditions for pod in fetch().pods) else None
-
-    def refused() -> bool | None:
-        return True if any(one.reason == "FailedMount" for one in kube.warnings(fetch())) else None
+    def told(reason: str) -> bool | None:
+        return True if any(one.reason == reason for one in kube.said(fetch())) else None
 
     with socket.create_server((cluster.address, 0)) as registry:  # takes calls and never answers
         image = f"{cluster.address}:{registry.getsockname()[1]}/slow:1"
         with broken.profile_with({"image": image, "allowImageTags": True}, CONFIG_MAP):
             broken.begin({"late": Play({"late": Scene("its ConfigMap comes late")})})
             broken.made(broken.job("late", "late", stage="fetch"))
-        broken.until(refused, "the absent ConfigMap to be noticed", 60)
-        assert stuck.cause(fetch(), time.time(), kube.warnings(fetch()))
+        broken.until(lambda: told("FailedMount"), "the absent ConfigMap to be noticed", 60)
+        assert stuck.cause(fetch(), time.time(), kube.said(fetch()))
         broken.kubectl("create", "configmap", "absent")
-        broken.until(set_up, "the volumes to be mounted", 60)
-        assert refused(), "it is told for an hour"
-        assert stuck.cause(fetch(), time.time(), kube.warnings(fetch())) is None
+        broken.until(lambda: told("Pulling"), "the image to be pulled", 60)
+        assert told("FailedMount"), "it is told for an hour"
+        assert stuck.cause(fetch(), time.time(), kube.said(fetch())) is None
 
 
 def test_a_lost_node_costs_an_attempt_and_its_pod_that_lives_on_writes_nothing(

@@ -69,6 +69,36 @@ def test_overlays_have_a_valid_profile(overlay: str):
 
 
 @kubectl
+def test_the_monitoring_follows_the_namespace_and_looks_at_the_controller(tmp_path: Path):
+    for part in ("base", "components"):
+        shutil.copytree(MANIFESTS / part, tmp_path / part)
+    overlay = tmp_path / "overlay"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text(
+        "resources: [../base]\ncomponents: [../components/monitoring]\nnamespace: ml\n"
+    )
+    made = _kustomize(overlay)
+    added = {
+        key: made[key]
+        for key in (
+            ("PodMonitor", "orch-controller"),
+            ("PrometheusRule", "orch"),
+            ("NetworkPolicy", "orch-metrics"),
+            ("ConfigMap", "orch-dashboard"),
+        )
+    }
+    assert {one["metadata"]["namespace"] for one in added.values()} == {"ml"}
+    pod = made["Deployment", "orch-controller"]["spec"]["template"]
+    ports = {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
+    monitor = added["PodMonitor", "orch-controller"]["spec"]
+    policy = added["NetworkPolicy", "orch-metrics"]["spec"]
+    for chosen in (monitor["selector"], policy["podSelector"]):
+        assert chosen["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert {ports[one["port"]] for one in monitor["podMetricsEndpoints"]} == {8080}
+    assert policy["ingress"][0]["ports"] == [{"port": 8080, "protocol": "TCP"}]
+
+
+@kubectl
 def test_kueue_samples_lead_from_the_queue_to_the_flavors():
     made = _kustomize(MANIFESTS / "overlays" / "kueue" / "queues")
     queue, cluster = made["LocalQueue", "gpu"], made["ClusterQueue", "gpu"]
@@ -102,6 +132,29 @@ def test_names_that_the_code_relies_on():
     rules = objects["Role", "orch-controller"]["rules"]
     leases = [rule["resourceNames"] for rule in rules if rule["resources"] == ["leases"] and len(rule) > 3]
     assert leases == [[naming.CONTROLLER_LEASE]]
+
+
+def test_the_address_of_the_webhook_is_mounted_where_the_profile_says_and_no_right_is_needed():
+    objects = _by_name(bundle(Options()))
+    pod = objects["Deployment", "orch-controller"]["spec"]["template"]["spec"]
+    [volume] = [one for one in pod["volumes"] if "secret" in one]
+    assert volume["secret"] == {"secretName": "orch-notify", "optional": True}
+    [mount] = [one for one in pod["containers"][0]["volumeMounts"] if one["name"] == volume["name"]]
+    assert (
+        f'urlFile = "{mount["mountPath"]}/url"' in objects["ConfigMap", "orch-profile"]["data"]["orch.toml"]
+    )
+    rules = objects["Role", "orch-controller"]["rules"]
+    assert [rule for rule in rules if {"secrets", "*"} & set(rule["resources"])] == []
+
+
+def test_the_controller_may_reach_a_webhook_by_https():
+    [egress] = [
+        one["spec"]["egress"]
+        for (kind, name), one in _by_name(bundle(Options())).items()
+        if (kind, name) == ("NetworkPolicy", "orch-controller")
+    ]
+    open_ports = [port["port"] for rule in egress if "to" not in rule for port in rule["ports"]]
+    assert 443 in open_ports
 
 
 def test_nothing_installed_is_taken_for_a_job():

@@ -73,38 +73,39 @@ class Scene:
     def observed(self) -> Observed:
         jobs, now = tuple(self.cluster.made.values()), self.cluster.now
         records = read_records(self.cluster.stored_records)
-        warnings = self.memory.warnings(jobs, now, self.cluster.warnings)
+        said = self.memory.said(jobs, now, self.cluster.said)
         return Observed(
             jobs=jobs,
             records=records,
             control=self.control,
             created=self.created,
             unreadable=frozenset(self.cluster.stored_records) - frozenset(records),
-            since=self.memory.since(jobs, now, warnings),
-            warnings=warnings,
+            since=self.memory.since(jobs, now, said),
+            said=said,
         )
 
     def plan(self) -> Plan:
         return plan(self.sweep, self.runs, self.observed, self.cluster.now, self.max_memory)
 
-    def turn(self) -> Plan:
+    def turn(self, most: int | None = None) -> Plan:
+        """With `most`, so many actions are done, and the answer to the last of them is lost."""
         planned = self.plan()
-        for action in planned.actions:
+        for action in planned.actions[:most]:
             if isinstance(action, RecordAttempt):
                 self.cluster.put_record("demo", action.record.job, action.record.to_json())
             elif isinstance(action, DeleteJob):
                 self.cluster.delete_job(action.name)
             else:
-                self.create(action)
+                self.create(action, told=most is None or action is not planned.actions[:most][-1])
         return planned
 
-    def create(self, action: CreateJob) -> None:
+    def create(self, action: CreateJob, *, told: bool = True) -> None:
         request = action.request
         labels = naming.labels(request.sweep, request.run_id, request.stage, request.attempt)
         annotations = naming.job_annotations(request.run_id, request.digest)
         annotations[naming.ANNOTATION_RUNS] = ",".join(action.runs)
         made = self.cluster.add(action.name, labels, annotations, request.resources.gpus)
-        self.created[action.name] += made is Created.CREATED
+        self.created[action.name] += told and made is Created.CREATED
         self.requests[action.name] = action
 
     def live(self, stage: str) -> list[str]:

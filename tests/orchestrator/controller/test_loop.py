@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from orchestrator.cluster.base import Created
+from orchestrator.cluster.base import Created, ObservedPod
 from orchestrator.controller.loop import (
     CREATES_A_TURN,
     GOING_AGAIN_S,
@@ -18,6 +19,7 @@ from orchestrator.controller.loop import (
 from orchestrator.controller.memory import CONFLICT_HOLDS_S
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
 from orchestrator.controller.status import Condition, SweepStatus, unrenderable
+from orchestrator.controller.stuck import PATIENCE_S
 from orchestrator.errors import ClusterError, JobRefusedError, NotFoundError
 from orchestrator.profile import Profile
 from orchestrator.sweep.naming import ANNOTATION_RUNS, LABEL_STAGE
@@ -387,3 +389,79 @@ def test_a_job_that_was_cancelled_again_and_again_has_not_vanished() -> None:
         cluster.put_control("demo", lambda now: now | {"cancel": ["*"]})
         controller.step("demo")
         assert cluster.made == {}
+
+
+def stuck(cluster: FakeCluster) -> str:
+    """The fetch's pod finds no image."""
+    [name] = cluster.made
+    pod = ObservedPod("p", "Pending", waiting_reason="InvalidImageName")
+    cluster.set_state(name, pods=(pod,))
+    return name
+
+
+def test_what_is_stuck_is_looked_at_once_more_before_it_is_ended() -> None:
+    cluster, controller = submitted(a_sweep(1, eval={"enabled": False}))
+    controller.step("demo")
+    name = stuck(cluster)
+    assert controller.step("demo").again_s == PATIENCE_S
+    cluster.now += PATIENCE_S
+    runs = replace(cluster.made[name], pods=(ObservedPod("p", "Running", started_at=cluster.now),))
+    cluster.refreshed = lambda job: runs  # type: ignore[method-assign]
+    controller.step("demo")
+    assert ("delete_job", name) not in cluster.calls
+    assert cluster.stored_records == {}
+    del cluster.refreshed  # type: ignore[attr-defined]
+    controller.step("demo")
+    assert cluster.stored_records[name]["class"] == "imagePull"
+    assert ("delete_job", name) in cluster.calls
+
+
+def test_a_record_that_is_refused_is_told_and_nothing_is_ended_before_it_is_stored() -> None:
+    cluster, controller = submitted(a_sweep(1, eval={"enabled": False}))
+    controller.step("demo")
+    name = stuck(cluster)
+    controller.step("demo")
+    cluster.now += PATIENCE_S
+
+    def refuse(*_: object) -> bool:
+        raise JobRefusedError("configmaps: exceeded quota", "QuotaExceeded")
+
+    cluster.put_record = refuse  # type: ignore[method-assign,assignment]
+    turn = controller.step("demo")
+    assert turn.again_s == REFUSED_AGAIN_S
+    assert [one.reason for one in turn.status.conditions if one.type == "JobsRefused"] == ["QuotaExceeded"]
+    assert name in cluster.made
+
+
+def test_a_deletion_that_is_refused_is_told_and_holds_up_nothing_else() -> None:
+    cluster, controller = submitted(a_sweep(3, eval={"enabled": False}, scheduling={"parallelism": 2}))
+    controller.step("demo")
+    finish_all(cluster)
+    controller.step("demo")
+    [first, second] = [name for name, job in cluster.made.items() if job.labels[LABEL_STAGE] == "train"]
+    cluster.stored["demo"]["spec"]["control"] = {"cancel": ["r0"]}
+    cluster.finish(second)
+
+    def refuse(*_: object) -> None:
+        raise JobRefusedError("jobs: denied the request", "DeletionRefused")
+
+    cluster.delete_job = refuse  # type: ignore[method-assign]
+    turn = controller.step("demo")
+    assert [one.reason for one in turn.status.conditions if one.type == "JobsRefused"] == ["DeletionRefused"]
+    assert cluster.stored_records[first]["class"] == "cancelled"
+    assert stages(cluster).count("train") == 3
+
+
+def test_a_schedulers_changing_words_are_told_as_seldom_as_gpu_hours() -> None:
+    cluster, controller = submitted(a_sweep(1, eval={"enabled": False}))
+    controller.step("demo")
+    [name] = cluster.made
+    controller.teller.hours_every_s = 600.0
+    for turn in range(4):
+        message = f"0/{turn + 9} nodes are available"
+        pod = ObservedPod("p", "Pending", waiting_reason="Unschedulable", waiting_message=message)
+        cluster.set_state(name, pods=(pod,))
+        controller.step("demo")
+        cluster.now += 30.0
+    told = [call for call in cluster.calls if call[0] == "put_status"]
+    assert len(told) == 3, "before the Job, with it, and with the condition"

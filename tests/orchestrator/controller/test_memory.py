@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from orchestrator.cluster.base import Event, ObservedJob, ObservedPod
 from orchestrator.controller.memory import ASKED_AGAIN_S, ASKED_AT_ONCE, CONFLICT_HOLDS_S, Memory
+from orchestrator.controller.stuck import PATIENCE_S
 from orchestrator.errors import ClusterError
 
 JOB = ObservedJob("demo--r0", "u", {}, {}, created_at=0.0)
@@ -25,6 +26,16 @@ def test_the_clock_of_a_cause_goes_on_while_it_is_the_same_class() -> None:
     assert memory.since([waiting("ErrImagePull")], 160.0, {}) == {JOB.name: 160.0}
 
 
+def test_a_wait_without_end_lends_its_age_to_none_that_has_one() -> None:
+    memory = Memory("uid")
+    sandbox = {JOB.name: (Event("FailedCreatePodSandBox", "no network yet", warning=True),)}
+    starting = waiting("ContainerCreating")
+    memory.since([starting], 100.0, sandbox)
+    assert memory.since([starting], 400.0, {JOB.name: SAID}) == {JOB.name: 400.0}
+    assert memory.overdue(400.0 + PATIENCE_S - 1) == frozenset()
+    assert memory.overdue(400.0 + PATIENCE_S) == {JOB.name}
+
+
 def test_a_silent_job_is_asked_about_now_and_then() -> None:
     memory, asked = Memory("uid"), []
 
@@ -32,12 +43,12 @@ def test_a_silent_job_is_asked_about_now_and_then() -> None:
         asked.append(job.name)
         return SAID
 
-    assert memory.warnings([JOB], 100.0, ask) == {JOB.name: SAID}
-    assert memory.warnings([JOB], 100.0 + ASKED_AGAIN_S - 1, ask) == {JOB.name: SAID}
+    assert memory.said([JOB], 100.0, ask) == {JOB.name: SAID}
+    assert memory.said([JOB], 100.0 + ASKED_AGAIN_S - 1, ask) == {JOB.name: SAID}
     assert len(asked) == 1
-    memory.warnings([JOB], 100.0 + ASKED_AGAIN_S, ask)
+    memory.said([JOB], 100.0 + ASKED_AGAIN_S, ask)
     assert len(asked) == 2
-    assert memory.warnings([waiting("ErrImagePull")], 200.0, ask) == {}
+    assert memory.said([waiting("Unschedulable")], 200.0, ask) == {}
     assert len(asked) == 2
 
 
@@ -51,7 +62,7 @@ def test_of_many_silent_jobs_a_few_are_asked_about_and_each_in_its_turn() -> Non
         return ()
 
     for turn in range(3):
-        memory.warnings(jobs, 100.0 + turn, ask)
+        memory.said(jobs, 100.0 + turn, ask)
         assert len(asked) == (turn + 1) * ASKED_AT_ONCE
     assert len(set(asked)) == len(jobs)
 
@@ -60,7 +71,7 @@ def test_who_may_not_ask_goes_on_without_an_answer() -> None:
     def refuse(job: ObservedJob) -> tuple[Event, ...]:
         raise ClusterError("events: forbidden")
 
-    assert Memory("uid").warnings([JOB], 100.0, refuse) == {JOB.name: ()}
+    assert Memory("uid").said([JOB], 100.0, refuse) == {JOB.name: ()}
 
 
 def test_a_name_that_another_holds_is_looked_at_again_and_never_thought_free_before() -> None:

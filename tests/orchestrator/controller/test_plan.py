@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster.base import Condition, ObservedPod
-from orchestrator.controller.observed import NODE_LOST_FENCE_S, Control
+from orchestrator.controller.observed import FENCE_S, Control
 from orchestrator.controller.plan import DeleteJob, RecordAttempt, changes
 from orchestrator.controller.stuck import ENDED_LATE_S, PATIENCE_S
 from orchestrator.sweep.expand import expand
@@ -219,6 +219,7 @@ def test_plan_waits_for_a_lost_nodes_pod_only_as_long_as_it_may_write() -> None:
         "p",
         "Running",
         started_at=1000.0,
+        gone_by=4600.0,
         conditions={"DisruptionTarget": Condition("DeletionByTaintManager")},
     )
     scene.cluster.now += 3600
@@ -357,7 +358,7 @@ def test_what_is_ended_is_recorded_before_it_is_deleted_and_deleted_though_that_
     scene.control = Control(cancel=["*"])
     record, delete = scene.plan().actions
     assert isinstance(record, RecordAttempt)
-    assert delete == DeleteJob(job, "cancelled by its user")
+    assert delete == DeleteJob(job, scene.cluster.made[job].uid, "cancelled by its user")
     scene.cluster.put_record("demo", job, record.record.to_json())  # and there the controller was killed
     assert scene.plan().actions == (delete,)
     scene.cluster.set_state(job, deleting=True)
@@ -386,9 +387,9 @@ def held(scene: Scene, reason: str, message: str = "", job: str | None = None) -
 
 def test_what_lacks_an_image_is_ended_after_a_while_and_says_why() -> None:
     scene = Scene(a_sweep(2, scheduling={"canary": True}, **NO_EVAL)).fetched()
-    job = held(scene, "ImagePullBackOff", "Back-off pulling image")
+    job = held(scene, "ImagePullBackOff", "manifest unknown")
     assert (scene.plan().actions, scene.plan().due_s) == ((), PATIENCE_S)
-    assert scene.state("r0").evidence == "ImagePullBackOff: Back-off pulling image"
+    assert scene.state("r0").evidence == "ImagePullBackOff: manifest unknown"
     scene.cluster.now += PATIENCE_S
     assert scene.plan().due_s is None
     scene.turn()
@@ -425,12 +426,31 @@ def test_a_pod_on_a_lost_node_is_given_up_and_fenced() -> None:
     assert (record.record.failure, delete.name) == ("nodeLost", job)
     scene.cluster.put_record("demo", job, record.record.to_json())
     scene.cluster.set_state(job, deleting=True)  # for as long as nobody hears of the pod
-    scene.cluster.now += NODE_LOST_FENCE_S - 1
+    scene.cluster.now += FENCE_S - 1
     assert scene.plan().actions == ()
     assert scene.state("r0").remedy == "waiting for its last pod to end"
     scene.cluster.now += 1
     [create] = scene.plan().actions
     assert create.request.attempt == 2
+
+
+@pytest.mark.parametrize("retried", [True, False])
+def test_a_cancelled_run_on_a_lost_node_is_fenced_no_longer_than_a_lost_one(retried: bool) -> None:
+    scene = Scene(a_sweep(1, **NO_EVAL)).fetched()
+    job = scene.job("r0")
+    scene.cluster.start(job, ready=True)
+    scene.control = Control(cancel=["*"])
+    [record] = [one.record for one in scene.plan().actions if isinstance(one, RecordAttempt)]
+    scene.cluster.put_record("demo", job, record.to_json())
+    [pod] = scene.cluster.made[job].pods
+    gone_by = scene.cluster.now + 60
+    scene.cluster.set_state(job, deleting=True, pods=(replace(pod, gone_by=gone_by),))  # never heard of again
+    scene.control = Control() if retried else scene.control
+    scene.cluster.now = gone_by + ENDED_LATE_S + FENCE_S - 1
+    assert (scene.plan().actions, scene.plan().status.finished) == ((), False)
+    scene.cluster.now += 1
+    assert len(scene.plan().actions) == retried
+    assert scene.plan().status.finished is not retried
 
 
 def test_runs_that_fail_for_the_same_missing_secret_halt_the_sweep() -> None:

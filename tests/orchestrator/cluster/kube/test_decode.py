@@ -240,16 +240,21 @@ def test_what_is_no_object_is_said_so_in_a_way_that_reflectors_skip(read: Any) -
         read(b'{"metadata": {"na')
 
 
-def test_a_warning_has_its_words_and_when_it_was_last_said() -> None:
+def test_an_event_has_its_words_and_when_it_was_last_said() -> None:
     old = {
+        "type": "Warning",
         "reason": "FailedMount",
         "message": "m",
         "lastTimestamp": "1970-01-01T00:01:00Z",
-        "eventTime": None,
     }
-    new = {"reason": "FailedScheduling", "lastTimestamp": None, "eventTime": "1970-01-01T00:02:00.5Z"}
-    assert decode.warning(json.dumps(old).encode()) == (60.0, Event("FailedMount", "m", warning=True))
-    assert decode.warning(json.dumps(new).encode()) == (120.5, Event("FailedScheduling", "", warning=True))
+    new = {
+        "type": "Normal",
+        "reason": "Pulling",
+        "eventTime": "1970-01-01T00:02:00.5Z",
+        "lastTimestamp": None,
+    }
+    assert decode.event(json.dumps(old).encode()) == (60.0, Event("FailedMount", "m", warning=True))
+    assert decode.event(json.dumps(new).encode()) == (120.5, Event("Pulling", ""))
 
 
 def test_a_pod_that_was_told_to_go_says_until_when_it_may_stay() -> None:
@@ -257,3 +262,13 @@ def test_a_pod_that_was_told_to_go_says_until_when_it_may_stay() -> None:
     told["metadata"]["deletionTimestamp"] = "1970-01-01T00:01:00Z"
     assert decode.pod(json.dumps(told).encode()).pod.gone_by == 60.0
     assert decode.pod(json.dumps(a_pod()).encode()).pod.gone_by is None
+
+
+def test_orphaned_pods_of_several_jobs_are_a_ghost_each() -> None:
+    """`delete job --cascade=orphan` leaves them without an owner: no run may start beside its own."""
+    pods = []
+    for number in range(3):
+        one = a_pod(f"p{number}", job_uid="", job=f"night--lr{number}", phase="Running")
+        one["metadata"]["ownerReferences"] = []
+        pods.append(decode.pod(json.dumps(one).encode()))
+    assert sorted(one.name for one in joined([], pods, "s1")) == ["night--lr0", "night--lr1", "night--lr2"]

@@ -1,0 +1,209 @@
+"""What may go from the volume: checkpoints of done runs, named unfinished runs, what killed writers left.
+
+Torch-free, and useful without the orchestrator. Nothing goes that a run could still need: a run is done when
+its done mark and its adapter are there, never by its age; a folder that someone has written to lately stays.
+Adapters of done runs, baselines, models and evaluations never go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from trainer.config import GcConfig
+from trainer.flags import UsageError
+from trainer.layout import ADAPTER_WEIGHTS, Dump, RunFolder, is_aside, read_json, remove_whole
+from trainer.results import Leftover, LeftoverKind, Tidied
+
+TEMPORARY_S = 24 * 3600.0
+"""What is written aside stays at least this long after its last write, whatever age was asked for."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file or folder that may go, and the check that is made again just before it does."""
+
+    path: Path
+    kind: LeftoverKind
+    why: str
+    still: Callable[[], bool]
+
+
+def tidy(config: GcConfig, now: float | None = None) -> Tidied:
+    """Find what may go and, with `delete`, remove it; `now` in Unix seconds.
+
+    UsageError, all faults at once, for a dump that is none and for names that are no SWEEP/RUN.
+    """
+    _check(config)
+    items, faults = [], []
+    for one in find(config, time.time() if now is None else now):
+        name = one.path.relative_to(config.dump).as_posix()
+        about = Leftover(path=name, kind=one.kind, bytes=size(one.path), why=one.why)
+        fault = _remove(one) if config.delete else None
+        if fault:
+            faults.append(f"{name}: {fault}")
+        else:
+            items.append(about)
+    return Tidied(deleted=config.delete, items=items, faults=faults)
+
+
+def find(config: GcConfig, now: float) -> Iterator[Found]:
+    """Everything that may go, run by run, then what killed writers left."""
+    dump, age_s = Dump(Path(config.dump)), config.age_s
+    for sweep in config.sweeps or dump.sweeps():
+        for folder in dump.runs(sweep):
+            name = f"{sweep}/{folder.root.name}"
+            if name in config.keep:
+                continue
+            yield from _checkpoints(folder, now, age_s)
+            if name in config.unfinished:
+                yield from _unfinished(folder, now, age_s)
+    yield from _temporary(dump, config, now, max(age_s, TEMPORARY_S))
+
+
+def done_at(folder: RunFolder) -> float | None:
+    """When a run was done (Unix seconds); None when it is not, or when its marks contradict each other."""
+    try:
+        done, run = read_json(folder.done), read_json(folder.run)
+    except ValueError:
+        return None
+    if not isinstance(done, dict) or not isinstance(run, dict):
+        return None
+    whole = (folder.adapter / ADAPTER_WEIGHTS).is_file() and done.get("status") == "done"
+    if not whole or done.get("config_digest") != run.get("digest"):
+        return None
+    finished = run.get("finished")
+    return float(finished) if isinstance(finished, (int, float)) else folder.done.stat().st_mtime
+
+
+def _checkpoints(folder: RunFolder, now: float, age_s: float) -> Iterator[Found]:
+    done = done_at(folder)
+    if done is None or now - done < age_s:
+        return
+    for path in folder.checkpoints():
+        if not path.is_symlink():
+            yield Found(
+                path, "checkpoint", f"its run is done for {_span(now - done)}", partial(_done, folder)
+            )
+
+
+def _done(folder: RunFolder) -> bool:
+    return done_at(folder) is not None
+
+
+def _unfinished(folder: RunFolder, now: float, age_s: float) -> Iterator[Found]:
+    # A new attempt takes the folder before anything else, and that is a write.
+    over = partial(_given_up, folder, now, age_s)
+    if over():
+        why = f"not done, and not written to for {_span(now - last_write(folder.root))}"
+        yield Found(folder.root, "run", why, over)
+
+
+def _given_up(folder: RunFolder, now: float, age_s: float) -> bool:
+    return not folder.done.exists() and _old(folder.root, now, age_s)
+
+
+def _temporary(dump: Dump, config: GcConfig, now: float, age_s: float) -> Iterator[Found]:
+    kept = [dump.root / name for name in config.keep]
+    for root in [dump.root / sweep for sweep in config.sweeps] or [dump.root]:
+        for path in _asides(dump, root):
+            if _old(path, now, age_s) and not any(path.is_relative_to(one) for one in kept):
+                why = f"a writer left it {_span(now - last_write(path))} ago"
+                yield Found(path, "temporary", why, partial(_old, path, now, age_s))
+
+
+def _old(path: Path, now: float, age_s: float) -> bool:
+    return now - last_write(path) >= age_s
+
+
+def _asides(dump: Dump, root: Path) -> Iterator[Path]:
+    """What is written aside below `root`; the local cluster and the hub's cache keep their own house."""
+    for here, folders, files in os.walk(root):
+        yield from (Path(here, name) for name in (*folders, *files) if is_aside(Path(name)))
+        into = [name for name in folders if not is_aside(Path(name))]
+        folders[:] = [name for name in into if Path(here, name) not in (dump.orch, dump.hub)]
+
+
+def last_write(path: Path) -> float:
+    """When anything in a file or folder was written last (Unix seconds), 0 when it is gone."""
+    return max((one.st_mtime for one in _stats(path)), default=0.0)
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(one.st_size for one in _stats(path) if stat.S_ISREG(one.st_mode))
+
+
+def _stats(path: Path) -> Iterator[os.stat_result]:
+    """Of the path and all in it; links are not followed, and what goes meanwhile is passed over."""
+    inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
+    for one in (path, *inside):
+        with contextlib.suppress(FileNotFoundError):
+            yield one.lstat()
+
+
+def _remove(one: Found) -> str | None:
+    """Remove it unless it is needed again by now; what kept it from going."""
+    try:
+        if not one.still():
+            return "stays, for it changed meanwhile"
+        if one.kind != "temporary":
+            remove_whole(one.path)
+        elif one.path.is_dir() and not one.path.is_symlink():
+            shutil.rmtree(one.path)
+        else:
+            one.path.unlink()
+    except FileNotFoundError:
+        return None  # another was faster
+    except OSError as error:
+        return f"cannot be removed, got {error.strerror or error}; remove it as its owner"
+    return None
+
+
+def _check(config: GcConfig) -> None:
+    faults = []
+    if not Path(config.dump).is_dir():
+        faults.append(f"--dump: no such folder, got {config.dump!r}; name the folder of all artefacts")
+    lists = {"--sweeps": config.sweeps, "--keep": config.keep, "--unfinished": config.unfinished}
+    for flag, names in lists.items():
+        shape = "SWEEP" if flag == "--sweeps" else "SWEEP/RUN"
+        for name in names:
+            words = name.split("/")
+            if len(words) != len(shape.split("/")) or not all(map(_NAME.fullmatch, words)):
+                faults.append(f"{flag}: must be {shape}, got {name!r}; write it as its folder is called")
+    if faults:
+        raise UsageError("\n".join(faults))
+
+
+def _span(seconds: float) -> str:
+    """Whole days, else whole hours."""
+    return f"{seconds // 86400:.0f} d" if seconds >= 86400 else f"{seconds // 3600:.0f} h"
+
+
+def lines(tidied: Tidied) -> Iterator[str]:
+    """What it says to people: a line each, then the sum."""
+    for one in tidied.items:
+        yield f"{one.path}: {one.kind}, {amount(one.bytes)}: {one.why}"
+    yield from tidied.faults
+    verb = "gone" if tidied.deleted else "would go"
+    end = "" if tidied.deleted or not tidied.items else "; --delete removes it"
+    yield f"{len(tidied.items)} {verb}, {amount(tidied.bytes)}{end}"
+
+
+def amount(count: int) -> str:
+    """Bytes for people: 512 B, 1.5 kB, 2.3 GB."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
