@@ -74,7 +74,8 @@ def keep(name: str, seen: Row) -> None:
         text = json.dumps({key: asdict(row) for key, row in kept.items()}, indent=1, ensure_ascii=False)
         ROWS.write_text(text + "\n", encoding="utf-8")
         PAGE.write_text(page(kept.values()), encoding="utf-8")
-    assert rows().get(name) == seen
+    kept = rows().get(name)
+    assert kept == seen, f"{name}: seen {seen}, kept {kept}"
 
 
 def page(kept: Iterable[Row]) -> str:

@@ -11,6 +11,8 @@ from tests.cluster.rig.settings import TOOLS_IMAGE
 
 ALWAYS = "any"
 WAITS = "ready; forever"
+CHECKPOINTS = "trap 'sleep 4; stopped' TERM; ready; forever"
+"""A pod that ends before the Job controller has let go of it would be counted as failed."""
 SEGFAULT = "sh -c 'kill -SEGV $$'; exit $?"
 SWEEP_NAME = "a" * 13 + "-" + "z" * 14
 """28 characters."""
@@ -151,7 +153,7 @@ ACTS = {
     "jobgone": Scene("`kubectl delete job`", {"1.1": WAITS}, 1),
     "vanishing": Scene("`kubectl delete job`, and again, with `retry.lost: 1`", {ALWAYS: WAITS}, 1, False),
     "cancelled": Scene("`orch cancel SWEEP RUN`", {ALWAYS: WAITS}, 1, False),
-    "resumed": Scene("its queue suspends it while it trains, and resumes it", {"1.1": WAITS}, 1),
+    "resumed": Scene("its queue suspends it while it trains, and resumes it", {"1.1": CHECKPOINTS}, 1),
 }
 OUTRANKED = {"outranked": Scene("a pod of a higher PriorityClass takes its node's GPUs", {"1": WAITS})}
 LOST = {"lost": Scene("the kubelet of its node is killed; it trains on", {"1": WAITS})}
