@@ -29,6 +29,7 @@ def impatient() -> Iterator[None]:
         patch.setattr(loop, "REFUSED_AGAIN_S", 2.0)
         patch.setattr(memory, "ASKED_AGAIN_S", 2.0)
         patch.setattr(status, "TOLD_AFTER_S", 2.0)
+        patch.setattr(observed, "ENDED_LATE_S", 2.0)
         patch.setattr(observed, "FENCE_S", 5.0)
         patch.setattr(observed, "ENDED_LATE_S", 2.0)
         yield

@@ -135,7 +135,8 @@ class FailureLab(Lab):
         found = self.until(all_there, f"attempt {scene.attempts} of {sweep}/{run}", 120)
         assert [one["attempt"] for one in found] == list(range(1, scene.attempts + 1))
         assert [one["state"] for one in found[:-1]] == ["failed"] * (len(found) - 1)
-        assert found[-1]["state"] == ("done" if scene.done else "failed")
+        job = self.job(sweep, run, scene.attempts, stage)
+        assert found[-1]["state"] == ("done" if scene.done else "failed"), self.witness.shown(job)
         spans = self.witness.spans(self.run(sweep, run).id)
         assert all(end <= start for (_, end), (start, _) in pairwise(spans)), "two pods of a run at once"
         assert len(self.journal(sweep, run, "trained")) == scene.done, "a run that is done was trained once"

@@ -36,6 +36,7 @@ _VOLATILE = (
     (re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b"), "UID"),
     (re.compile(r"\b\d+ s ago\b"), "N s ago"),
     (re.compile(r"\]:\d+->"), "]->"),
+    (re.compile("ContainerStatusUnknown"), "Error"),  # of a pod that is evicted: a race in the kubelet
     # The two take turns.
     (re.compile(r'ImagePullBackOff(: Back-off pulling image "[^"]*": ErrImagePull)?'), "ErrImagePull"),
     (re.compile(r"(?:, after [0-9a-z ]+?)?(?: on NODE)(?=: )"), ""),
@@ -73,7 +74,8 @@ def keep(name: str, seen: Row) -> None:
         text = json.dumps({key: asdict(row) for key, row in kept.items()}, indent=1, ensure_ascii=False)
         ROWS.write_text(text + "\n", encoding="utf-8")
         PAGE.write_text(page(kept.values()), encoding="utf-8")
-    assert rows().get(name) == seen
+    kept = rows().get(name)
+    assert kept == seen, f"{name}: seen {seen}, kept {kept}"
 
 
 def page(kept: Iterable[Row]) -> str:

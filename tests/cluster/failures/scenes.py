@@ -11,6 +11,8 @@ from tests.cluster.rig.settings import TOOLS_IMAGE
 
 ALWAYS = "any"
 WAITS = "ready; forever"
+CHECKPOINTS = "trap 'sleep 4; stopped' TERM; ready; forever"
+"""A pod that ends before the Job controller has let go of it would be counted as failed."""
 SEGFAULT = "sh -c 'kill -SEGV $$'; exit $?"
 SWEEP_NAME = "a" * 13 + "-" + "z" * 14
 """28 characters."""
@@ -138,7 +140,7 @@ MEMORY = {
 DISK = {
     "disk": Scene(
         "24 MiB are written to /tmp, whose limit is 16 MiB",
-        {"1": "dd if=/dev/zero of=/tmp/big bs=1M count=24 2>/dev/null; forever"},
+        {"1": "trap '' TERM; dd if=/dev/zero of=/tmp/big bs=1M count=24 2>/dev/null; forever"},
     )
 }
 QUEUED = {
@@ -151,7 +153,7 @@ ACTS = {
     "jobgone": Scene("`kubectl delete job`", {"1.1": WAITS}, 1),
     "vanishing": Scene("`kubectl delete job`, and again, with `retry.lost: 1`", {ALWAYS: WAITS}, 1, False),
     "cancelled": Scene("`orch cancel SWEEP RUN`", {ALWAYS: WAITS}, 1, False),
-    "resumed": Scene("its queue suspends it while it trains, and resumes it", {"1.1": WAITS}, 1),
+    "resumed": Scene("its queue suspends it while it trains, and resumes it", {"1.1": CHECKPOINTS}, 1),
 }
 OUTRANKED = {"outranked": Scene("a pod of a higher PriorityClass takes its node's GPUs", {"1": WAITS})}
 LOST = {"lost": Scene("the kubelet of its node is killed; it trains on", {"1": WAITS})}
@@ -168,7 +170,10 @@ PLAYS = {
     "disk": Play(DISK),
     "queued": Play(QUEUED, {"scheduling": {"queue": "gpu"}, "resources": {"maxDuration": "10s"}}),
     "acts": Play(ACTS, {"retry": {"lost": 1}}),
-    "outranked": Play(OUTRANKED, {"scheduling": {"priority": "low"}, "resources": {"gpus": 1}}),
+    "outranked": Play(
+        OUTRANKED,
+        {"scheduling": {"priority": "low"}, "resources": {"gpus": 1, "gpuType": ["first", "second"]}},
+    ),
     "alike": Play(ALIKE, {"scheduling": {"parallelism": 1}}),
     "lost": Play(LOST, {"resources": {"gpus": 1, "gpuType": ["second", "first"]}}),
     SWEEP_NAME: Play(NAMES),
@@ -194,7 +199,8 @@ CONFIG_MAP = '[[volumes]]\nname = "certificates"\nmountPath = "/etc/certificates
 """A volume that every Job then has, of a ConfigMap named absent."""
 BROKEN = {
     "noimage": Broken(
-        "an image that no registry has", {"image": "orch.test/absent:1", "allowImageTags": True}
+        "an image whose registry cannot be reached, for 15 minutes",
+        {"image": "orch.test/absent:1", "allowImageTags": True},
     ),
     "badname": Broken(
         "an image whose name is none", {"image": "orch.test/Trainer:1", "allowImageTags": True}

@@ -72,7 +72,8 @@ def test_a_run_that_is_cancelled_is_recorded_and_ended(lab: FailureLab) -> None:
     lab.orch("cancel", "acts", "cancelled")
     [record] = lab.ended("acts", "cancelled")
     assert (record["class"], record["evidence"]) == ("cancelled", "cancelled by its user")
-    keep("cancelled", lab.row("acts", "cancelled"))
+    lab.until(lambda: lab.witness.ended(lab.job("acts", "cancelled")) or None, "its pod to end", 60)
+    keep("cancelled", lab.row("acts", "cancelled", stuck=True))
 
 
 def test_a_suspended_and_resumed_job_is_one_attempt_of_two_pods(lab: FailureLab) -> None:

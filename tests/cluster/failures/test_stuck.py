@@ -76,7 +76,7 @@ def test_a_volume_that_came_late_is_not_held_against_a_pod_that_pulls_its_image(
         broken.until(lambda: told("FailedMount"), "the absent ConfigMap to be noticed", 60)
         assert stuck.cause(fetch(), time.time(), kube.said(fetch()))
         broken.kubectl("create", "configmap", "absent")
-        broken.until(lambda: told("Pulling"), "the volumes to be mounted", 60)
+        broken.until(lambda: told("Pulling"), "the image to be pulled", 60)
         assert told("FailedMount"), "it is told for an hour"
         assert stuck.cause(fetch(), time.time(), kube.said(fetch())) is None
 

@@ -132,6 +132,7 @@ class Witness:
             one
             for one in self.all("events")
             if one["type"] == "Warning" and one["involvedObject"].get("uid") in about
+            if one["reason"] != "Unhealthy"  # not Ready yet
         ]
         reasons = dict.fromkeys(one["reason"] for one in warnings)
         return "; ".join([*told, _job(standing), *(f"event {reason}" for reason in reasons)])
