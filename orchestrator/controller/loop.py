@@ -8,23 +8,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from orchestrator.cluster.base import Cluster, Created, ObservedJob
+from orchestrator.cluster.base import Cluster, ObservedJob
+from orchestrator.controller.acts import CREATES_A_TURN, Acts
 from orchestrator.controller.memory import Memory
 from orchestrator.controller.observed import Observed, RecordReader, stored_control
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
-from orchestrator.controller.plan import (
-    Action,
-    CreateJob,
-    DeleteJob,
-    RecordAttempt,
-    RetireJob,
-    plan,
-)
+from orchestrator.controller.plan import plan
 from orchestrator.controller.retry import memory_bytes
 from orchestrator.controller.settling import record_as, record_of
 from orchestrator.controller.status import SweepStatus, refused, stamped, unrenderable, waiting
@@ -32,25 +25,17 @@ from orchestrator.controller.teller import Teller
 from orchestrator.controller.world import World
 from orchestrator.errors import JobRefusedError, NotFoundError, RenderError, SweepError
 from orchestrator.profile import Profile
-from orchestrator.render import render_job
 from orchestrator.sweep.expand import Run, expand
 from orchestrator.sweep.load import from_object
-from orchestrator.sweep.naming import ANNOTATION_RUNS
 from orchestrator.sweep.spec import Sweep
 
 LOG = logging.getLogger(__name__)
 MAX_BACKOFF_S = 30.0
 REFUSED_AGAIN_S = 30.0
 """A Job that was not taken (quota) is tried again this much later, or as soon as another ends."""
-GOING_AGAIN_S = 2.0
-CREATES_A_TURN = 50
-"""Jobs made in one turn: what ended meanwhile is recorded before more are made."""
-CREATES_AT_ONCE = 8  # what is refused now would be refused fifty times
 NOTICES_S = 10.0
 """At its end a controller waits so long for the webhook to take what ended."""
 OnStatus = Callable[[str, SweepStatus], None]
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -88,9 +73,7 @@ class Controller:
         self.clock = clock
         self.stop = stop or threading.Event()
         self.poll_s = poll_s
-        self.check_schema = check_schema
-        self._on_record = on_record
-        self._pool = ThreadPoolExecutor(writers, thread_name_prefix="writer") if writers > 1 else None
+        self._acts = Acts(cluster, writers, check_schema, on_record)
         self._memories: dict[str, Memory] = {}
         self.teller = Teller(cluster, tell_every_s, hours_every_s, notify=lambda: self.profile.notify)
         self._read = RecordReader()
@@ -147,7 +130,9 @@ class Controller:
             observed = self._observe(name, stored)
             planned = plan(sweep, runs, observed, self.clock(), self._max_memory, CREATES_A_TURN)
             status = planned.status
-            again_s = _soonest(planned.due_s, self._act(name, planned.actions))
+            memory = self._memory(name, observed.uid)
+            more_s = self._acts.do(name, planned.actions, self.profile, memory, self.clock())
+            again_s = _soonest(planned.due_s, more_s)
         except SweepError as error:
             status = refused(error.faults)
         except RenderError as error:
@@ -249,61 +234,6 @@ class Controller:
         if memory is None or memory.uid != (uid or ""):
             memory = self._memories[name] = Memory(uid or "")
         return memory
-
-    def _act(self, name: str, actions: Iterable[Action]) -> float | None:
-        """Do it all, outcomes first; in how many seconds there is more to do."""
-        todo = list(actions)
-        records = [one.record for one in todo if isinstance(one, RecordAttempt)]
-        retired = [one.name for one in todo if isinstance(one, RetireJob)]
-        deleted = [one for one in todo if isinstance(one, DeleteJob)]
-        created = [one for one in todo if isinstance(one, CreateJob)]
-        self._each(lambda record: self._record(name, record), records)
-        self._each(lambda job: self.cluster.retire_job(job, self.profile.keep_jobs_s), retired)
-        refusal = self._delete(deleted)
-        made: list[Created] = []
-        for first in range(0, len(created), CREATES_AT_ONCE):
-            made += self._each(lambda one: self._create(name, one), created[first : first + CREATES_AT_ONCE])
-        if refusal:
-            raise refusal  # told once everything else is done
-        if Created.GOING in made:
-            return GOING_AGAIN_S
-        # There may be more to make; and of a conflict the runs fail at once, and say why.
-        return 0.0 if len(created) == CREATES_A_TURN or Created.CONFLICT in made else None
-
-    def _each(self, act: Callable[[T], R], items: list[T]) -> list[R]:
-        """`act` on every item, several at once where there are writers; the first error is raised."""
-        if self._pool is None or len(items) < 2:
-            return [act(item) for item in items]
-        return list(self._pool.map(act, items))
-
-    def _record(self, name: str, record: AttemptRecord) -> None:
-        LOG.info("controller: %s %s: %s", record.job, record.failure or "done", record.evidence)
-        if self.cluster.put_record(name, record.job, record.to_json()) and self._on_record:
-            self._on_record(record)
-
-    def _delete(self, jobs: Iterable[DeleteJob]) -> JobRefusedError | None:
-        """End them; what the cluster says to the last one that may not be deleted."""
-        refusal = None
-        for one in jobs:
-            LOG.info("controller: deletes %s: %s", one.name, one.reason)
-            try:
-                self.cluster.delete_job(one.name, one.uid)
-            except JobRefusedError as error:
-                refusal = error
-        return refusal
-
-    def _create(self, name: str, action: CreateJob) -> Created:
-        manifest = render_job(action.request, self.profile, check_schema=self.check_schema)
-        if action.runs:
-            manifest["metadata"].setdefault("annotations", {})[ANNOTATION_RUNS] = ",".join(action.runs)
-        made = self.cluster.create_job(manifest)
-        LOG.info("controller: %s %s", made.value, action.name)
-        memory = self._memory(name, action.request.sweep_uid)
-        if made is Created.CREATED:
-            memory.created[action.name] += 1
-        elif made is Created.CONFLICT:
-            memory.conflict(action.name, self.clock())
-        return made
 
 
 def _soonest(*times_s: float | None) -> float | None:

@@ -10,12 +10,8 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster.base import Created, ObservedPod
-from orchestrator.controller.loop import (
-    CREATES_A_TURN,
-    GOING_AGAIN_S,
-    REFUSED_AGAIN_S,
-    Controller,
-)
+from orchestrator.controller.acts import CREATES_A_TURN, GOING_AGAIN_S
+from orchestrator.controller.loop import REFUSED_AGAIN_S, Controller
 from orchestrator.controller.memory import CONFLICT_HOLDS_S
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
 from orchestrator.controller.status import Condition, SweepStatus, unrenderable
