@@ -3,7 +3,7 @@ UV := $(shell command -v uv || echo .uv/bin/uv)
 SYNC := $(UV) sync --frozen --inexact --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check fmt docs images cluster-up cluster-down test-cluster clean
+.PHONY: help quickstart test test-slow test-exhaustive check fmt docs images cluster-up cluster-down test-cluster clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -12,10 +12,13 @@ quickstart: .venv/quickstart.stamp ## Install, distil a real 135M model three wa
 	.venv/bin/orch submit sweeps/quickstart.yaml --local --wait
 
 test: .venv/dev.stamp ## Install and run the tests (under 3 minutes)
-	.venv/bin/python -m pytest -q -n 2 --dist loadscope -m "not slow and not gpu and not cluster"
+	.venv/bin/python -m pytest -q -n 2 --dist loadscope -m "not slow and not exhaustive and not gpu and not cluster"
 
 test-slow: .venv/dev.stamp ## The tests that take minutes: real kills, several processes, the real small model
 	.venv/bin/python -m pytest -q -m "slow and not gpu and not cluster"
+
+test-exhaustive: .venv/dev.stamp ## Every single point of failure, where the fast tests take some (half an hour)
+	.venv/bin/python -m pytest -q -n 2 -m exhaustive
 
 check: .venv/dev.stamp ## Formatting, lint, types
 	.venv/bin/ruff format --check .

@@ -130,7 +130,7 @@ def test_of_two_attempts_the_loser_leaves_no_byte(tmp_path: Path, whole: tuple[A
     assert lost >= 5, "but where it had not taken the folder yet, the first lost it"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_of_two_attempts_the_loser_leaves_no_byte_at_any_operation(
     tmp_path: Path, whole: tuple[Any, int]
 ) -> None:

@@ -117,7 +117,7 @@ def test_a_volume_that_fails_anywhere_costs_an_attempt_and_no_byte(whole: Any, t
     run_every(37, whole, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_volume_that_fails_at_any_operation_costs_an_attempt_and_no_byte(
     whole: Any, tmp_path: Path
 ) -> None:

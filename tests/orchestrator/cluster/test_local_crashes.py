@@ -199,7 +199,7 @@ def test_a_controller_killed_at_each_kind_of_change_changes_nothing(play: Played
     strike(play, whole, first.values())
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_controller_killed_at_any_change_changes_nothing(play: Played) -> None:
     whole = play()
     strike(play, whole, range(len(whole.changes)))

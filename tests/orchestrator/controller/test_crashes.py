@@ -316,7 +316,7 @@ def test_a_controller_cut_off_after_each_kind_of_call_changes_nothing(whole: Pla
     strike(whole, first.values(), "reset", True)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @FAULTS
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("eyes", [Watcher, Reader])
