@@ -123,19 +123,18 @@ class Witness:
         return "; ".join([*told, *(self._job(one) for one in self.jobs(job))])
 
     def stuck(self, job: str) -> str:
-        """As shown, before anyone told it to go; with the first warning of each kind about it."""
+        """As shown, before anyone told it to go; with its last warning where it tells nothing itself."""
         [standing] = [self._standing[one["metadata"]["uid"]] for one in self.jobs(job)]
         pods = [self._standing[one["metadata"]["uid"]] for one in self.pods(job)]
         told = [*map(_pod, pods)] or ["no pod"]
         about = {one["metadata"]["uid"] for one in (standing, *pods)}
-        warnings = [
-            one
+        events = [
+            f"event {one['reason']}"
             for one in self.all("events")
             if one["type"] == "Warning" and one["involvedObject"].get("uid") in about
-            if one["reason"] != "Unhealthy"  # not Ready yet
         ]
-        reasons = dict.fromkeys(one["reason"] for one in warnings)
-        return "; ".join([*told, _job(standing), *(f"event {reason}" for reason in reasons)])
+        silent = not pods or "ContainerCreating" in told[-1]
+        return "; ".join([*told, _job(standing), *(events[-1:] if silent else [])])
 
     def _pod(self, pod: dict[str, Any]) -> str:
         return _pod(pod) + self._fate(pod)
