@@ -29,6 +29,7 @@ orch says for what.
 """
 COLUMNS = ("how it was provoked", "what Kubernetes showed", "class", "what followed", "what `orch why` says")
 
+SCARCE = "0/2 nodes are available: 2 Insufficient nvidia.com/gpu. …"
 _VOLATILE = (
     (re.compile(r"\borch-node-\d+\b"), "NODE"),
     (re.compile(r"(-(?:train|fetch|eval)-\d+)-[a-z0-9]{5}\b"), r"\1-POD"),
@@ -36,6 +37,8 @@ _VOLATILE = (
     (re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b"), "UID"),
     (re.compile(r"\b\d+ s ago\b"), "N s ago"),
     (re.compile(r"\]:\d+->"), "]->"),
+    # What else a scheduler finds wrong depends on the pods of other tests.
+    (re.compile(r"0/2 nodes are available: [^;]*Insufficient nvidia\.com/gpu[^;]*"), SCARCE),
     (re.compile("ContainerStatusUnknown"), "Error"),  # of a pod that is evicted: a race in the kubelet
     # The two take turns.
     (re.compile(r'ImagePullBackOff(: Back-off pulling image "[^"]*": ErrImagePull)?'), "ErrImagePull"),
