@@ -5,7 +5,7 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from orchestrator.cluster.base import ObservedJob
@@ -22,18 +22,19 @@ def joined(jobs: Iterable[KeptJob], pods: Iterable[KeptPod], uid: str | None) ->
     by_owner: dict[str, list[KeptPod]] = {}
     for one in pods:
         by_owner.setdefault(one.owner, []).append(one)
-    found = []
-    for kept in jobs:
-        mine = by_owner.pop(kept.uid, [])
-        if kept.owner == uid:
-            found.append(replace(kept.job, pods=tuple(one.pod for one in mine)))
-        elif any(one.living for one in mine):
-            by_owner[kept.uid] = mine
-    found += [_ghost(left) for left in by_owner.values() if any(one.living for one in left)]
-    return sorted(found, key=lambda one: (one.created_at, one.name))
+    known = {kept.uid: kept for kept in jobs}
+    found = (joined_one(known.get(one), by_owner.get(one, []), uid) for one in (known.keys() | by_owner))
+    return sorted(filter(None, found), key=lambda one: (one.created_at, one.name))
 
 
-def _ghost(pods: list[KeptPod]) -> ObservedJob:
+def joined_one(kept: KeptJob | None, pods: Sequence[KeptPod], uid: str | None) -> ObservedJob | None:
+    """One Job of the sweep with this uid and the pods it owns; None for one that is to be left out."""
+    if kept is not None and kept.owner == uid:
+        return replace(kept.job, pods=tuple(one.pod for one in pods))
+    return _ghost(pods) if any(one.living for one in pods) else None
+
+
+def _ghost(pods: Sequence[KeptPod]) -> ObservedJob:
     first = pods[0]
     return ObservedJob(
         name=first.job,
