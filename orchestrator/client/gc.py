@@ -68,7 +68,7 @@ def over(world: World) -> set[str]:
 
     They were cancelled, have failed for good, or are no longer in the sweep's file.
     """
-    removed = {unit.id for unit in world.histories if unit.stage == "train"} - set(world.by_id)
+    removed = {unit.id for unit in world.histories if unit.stage == "train"} - set(world.runs.by_id)
     ended = {run for run, step in world.trains.items() if step.verb == "failed"} | world.cancelled
     return {run for run in (ended | removed) - kept(world) if world.next(Unit("train", run)).verb != "done"}
 

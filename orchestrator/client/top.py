@@ -139,7 +139,7 @@ def _use(seen: View, who: str | None, job: ObservedJob, pod: ObservedPod) -> Use
     return Use(
         sweep=world.name,
         submitted_by=who,
-        runs=tuple(world.by_id[one].name if one in world.by_id else one for one in ids),
+        runs=tuple(world.runs.by_id[one].name if one in world.runs.by_id else one for one in ids),
         stage=unit.stage,
         attempt=attempt_of(job),
         job=job.name,

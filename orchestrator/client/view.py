@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.client.given_up import with_given_up
 from orchestrator.client.session import Session, Stored
 from orchestrator.cluster.base import ObservedJob
+from orchestrator.controller.catalogue import Catalogue
 from orchestrator.controller.plan import Plan, plan
 from orchestrator.controller.settling import settled
 from orchestrator.controller.world import World
@@ -49,5 +50,5 @@ def look(session: Session, stored: Stored, now: float, *, led: bool) -> View:
     observed = session.observe(stored)
     planned = plan(stored.sweep, stored.runs, observed, now, session.max_memory)
     planned = replace(planned, states=with_given_up(stored.name, planned.states, stored.status))
-    world, _ = settled(World(stored.sweep, stored.runs, observed, now, session.max_memory))
+    world, _ = settled(World(stored.sweep, Catalogue.of(stored.runs), observed, now, session.max_memory))
     return View(world, planned, stored.status, led, session.remote)

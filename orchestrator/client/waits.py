@@ -120,7 +120,7 @@ def _canary(view: View, state: RunState) -> Wait | None:
 
 
 def _fetch(view: View, state: RunState) -> Wait | None:
-    return _shared(view, fetch_unit(view.world.fetches[state.run.id]).id, "fetch", "model and data come")
+    return _shared(view, fetch_unit(view.world.runs.fetches[state.run.id]).id, "fetch", "model and data come")
 
 
 def _text(view: View, state: RunState) -> Wait | None:

@@ -98,6 +98,7 @@ class Acts:
             manifest["metadata"].setdefault("annotations", {})[ANNOTATION_RUNS] = ",".join(action.runs)
         made = self.cluster.create_job(manifest)
         LOG.info("controller: %s %s", made.value, action.name)
+        memory.tried(action.request.run_id)
         if made is Created.CREATED:
             memory.created[action.name] += 1
         elif made is Created.CONFLICT:

@@ -17,7 +17,7 @@ from orchestrator.controller.observed import Unit
 from orchestrator.controller.requests import Measurement, fetch_unit, measure_fetch
 from orchestrator.controller.world import Next, World
 from orchestrator.sweep.spec import EvalSpec
-from trainer.config import FetchConfig, ModelSettings
+from trainer.config import FetchConfig
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,16 @@ class Evaluation:
     def known(self) -> dict[Unit, tuple[Measurement, Next]]:
         """The eval Jobs there have been, as far as they measure what the sweep still asks for."""
         found = {}
-        for unit, history in self.world.histories.items():
-            what = self._measurement(unit, history.runs) if unit.stage == "eval" else None
+        units = (unit for unit in self.world.histories if unit.stage == "eval")
+        for unit in sorted(units):  # so that of equals every controller prefers the same
+            what = self._measurement(unit, self.world.histories[unit].runs)
             if what:
                 found[unit] = (what, self.world.next(unit))
         return found
 
     def _measurement(self, unit: Unit, runs: tuple[str, ...]) -> Measurement | None:
-        base = next((self.world.bases[run] for run in runs if run in self.world.bases), None)
+        bases = self.world.runs.bases
+        base = next((bases[run] for run in runs if run in bases), None)
         if base is None:
             return None
         candidates = (Measurement(self.world.name, one, base, runs) for one in self.world.protocols)
@@ -67,18 +69,18 @@ class Evaluation:
     def of(self, run: str) -> list[Next | None]:
         """The run's evaluations, one a protocol; None: no Job yet. A failed baseline fails its waiters."""
         steps = [self.by_run.get((protocol, run)) for protocol in self.world.protocols]
-        base = self.world.bases[run]
+        base = self.world.runs.bases[run]
         return [
             step or self.groups[protocol, base].broken
             for step, protocol in zip(steps, self.world.protocols, strict=True)
         ]
 
     @cached_property
-    def groups(self) -> dict[tuple[str, ModelSettings], Group]:
+    def groups(self) -> dict[tuple[str, str], Group]:
         """The runs of each protocol and base."""
-        members: dict[ModelSettings, list[str]] = {}
-        for run in self.world.runs:
-            members.setdefault(self.world.bases[run.id], []).append(run.id)
+        members: dict[str, list[str]] = {}
+        for run in self.world.present:
+            members.setdefault(self.world.runs.bases[run.id], []).append(run.id)
         return {
             (protocol, base): Group(self, protocol, base, tuple(runs))
             for protocol in self.world.protocols
@@ -100,7 +102,7 @@ class Group:
 
     evaluation: Evaluation
     protocol: str
-    base: ModelSettings
+    base: str
     members: tuple[str, ...]
 
     @property
@@ -132,7 +134,7 @@ class Group:
         verb = self.world.trains[run].verb
         if verb != "start":
             return verb == "busy"
-        fetched = self.world.next(fetch_unit(self.world.fetches[run])).verb != "failed"
+        fetched = self.world.next(self.world.runs.fetch_units[run]).verb != "failed"
         return fetched and self.evaluation.may_train
 
     @property
@@ -147,9 +149,11 @@ class Group:
     def _siblings(self) -> list[str]:
         """Verbs of this group's eval Jobs: each of them measures the baselines if nobody has."""
         known = self.evaluation.known.values()
-        return [
+        verbs: list[str] = [
             step.verb for what, step in known if what.protocol == self.protocol and what.base == self.base
         ]
+        closed = (self.protocol, self.base) in self.world.observed.rest.measured
+        return [*verbs, "done"] if closed else verbs
 
     @cached_property
     def _needs_baseline(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestrator.cluster.base import Cluster, ObservedJob
 from orchestrator.controller.acts import CREATES_A_TURN, Acts
+from orchestrator.controller.catalogue import Catalogue
 from orchestrator.controller.memory import Memory
 from orchestrator.controller.observed import Observed, RecordReader, stored_control
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
@@ -25,7 +26,7 @@ from orchestrator.controller.teller import Teller
 from orchestrator.controller.world import World
 from orchestrator.errors import JobRefusedError, NotFoundError, RenderError, SweepError
 from orchestrator.profile import Profile
-from orchestrator.sweep.expand import Run, expand
+from orchestrator.sweep.expand import expand
 from orchestrator.sweep.load import from_object
 from orchestrator.sweep.spec import Sweep
 
@@ -73,11 +74,11 @@ class Controller:
         self.clock = clock
         self.stop = stop or threading.Event()
         self.poll_s = poll_s
-        self._acts = Acts(cluster, writers, check_schema, on_record)
+        self.acts = Acts(cluster, writers, check_schema, on_record)
         self._memories: dict[str, Memory] = {}
         self.teller = Teller(cluster, tell_every_s, hours_every_s, notify=lambda: self.profile.notify)
         self._read = RecordReader()
-        self._expanded: dict[str, tuple[Any, Sweep, tuple[Run, ...]]] = {}
+        self._expanded: dict[str, tuple[Any, Sweep, Catalogue]] = {}
 
     def run(
         self,
@@ -127,11 +128,12 @@ class Controller:
         again_s: float | None = None
         try:
             sweep, runs = self._expand(name, stored)
-            observed = self._observe(name, stored)
+            observed = self._observe(name, stored, runs)
             planned = plan(sweep, runs, observed, self.clock(), self._max_memory, CREATES_A_TURN)
             status = planned.status
             memory = self._memory(name, observed.uid)
-            more_s = self._acts.do(name, planned.actions, self.profile, memory, self.clock())
+            more_s = self.acts.do(name, planned.actions, self.profile, memory, self.clock())
+            memory.close(planned.closed)
             again_s = _soonest(planned.due_s, more_s)
         except SweepError as error:
             status = refused(error.faults)
@@ -150,7 +152,7 @@ class Controller:
         """
         stored = self._stored(name)
         sweep, runs = self._expand(name, stored)
-        observed = self._observe(name, stored)
+        observed = self._observe(name, stored, runs)
         ending = {job.name: job for job in observed.jobs if job.name not in observed.records}
         for job_name, job in ending.items():
             if not job.finished:
@@ -197,30 +199,31 @@ class Controller:
             return stored
         raise NotFoundError(f"sweep {name}: is not submitted here; submit it with `orch submit FILE`")
 
-    def _expand(self, name: str, stored: Mapping[str, Any]) -> tuple[Sweep, tuple[Run, ...]]:
+    def _expand(self, name: str, stored: Mapping[str, Any]) -> tuple[Sweep, Catalogue]:
         """The sweep and its runs, made anew only when what is stored has changed."""
         spec = {key: value for key, value in stored.get("spec", {}).items() if key != "control"}
         known = self._expanded.get(name)
         if known is None or known[0] != spec:
             sweep = from_object(stored, name)
-            known = self._expanded[name] = (spec, sweep, expand(sweep, name))
+            known = self._expanded[name] = (spec, sweep, Catalogue(expand(sweep, name)))
         return known[1], known[2]
 
-    def _observe(self, name: str, stored: Mapping[str, Any]) -> Observed:
+    def _observe(self, name: str, stored: Mapping[str, Any], runs: Catalogue) -> Observed:
         # Jobs before records: a Job recorded and gone in between is then seen twice rather than never.
-        jobs = tuple(self.cluster.jobs(name))
-        written = self.cluster.records(name)
-        records = self._read(name, written)
-        now, uid = self.clock(), stored["metadata"].get("uid")
+        all_jobs, all_records = self.cluster.jobs(name), self.cluster.records(name)
+        now, uid, control = self.clock(), stored["metadata"].get("uid"), stored_control(stored)
         memory = self._memory(name, uid)
+        ledger = memory.ledger(runs, control, all_records, CREATES_A_TURN)
+        jobs, written = ledger.open_jobs(all_jobs), ledger.open_records(all_records)
+        records = self._read(name, written)
         said = memory.said((job for job in jobs if job.name not in written), now, self.cluster.said)
         since = memory.since((job for job in jobs if job.name not in written), now, said)
         if overdue := memory.overdue(now):
             jobs = tuple(self.cluster.refreshed(job) if job.name in overdue else job for job in jobs)
-        return Observed(
+        observed = Observed(
             jobs=jobs,
             records=records,
-            control=stored_control(stored),
+            control=control,
             uid=uid,
             created=memory.created,
             conflicts=memory.conflicts(now, self.cluster.taken),
@@ -228,6 +231,7 @@ class Controller:
             since=since,
             said=said,
         )
+        return memory.seen(observed, now)
 
     def _memory(self, name: str, uid: str | None) -> Memory:
         memory = self._memories.get(name)

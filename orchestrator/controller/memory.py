@@ -8,9 +8,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from orchestrator.cluster.base import Event, ObservedJob
+from orchestrator.controller.catalogue import Catalogue
+from orchestrator.controller.ledger import Ledger
+from orchestrator.controller.observed import Control, Observed, histories
+from orchestrator.controller.rest import Closed
 from orchestrator.controller.stuck import Cause, cause, unclear
 from orchestrator.errors import ClusterError
 
@@ -31,6 +36,31 @@ class Memory:
     _conflicts: dict[str, float] = field(default_factory=dict)
     _causes: dict[str, tuple[Cause, float]] = field(default_factory=dict)
     _said: dict[str, tuple[float, Sequence[Event]]] = field(default_factory=dict)
+    _ledger: Ledger | None = None
+    _seen: Observed | None = None
+
+    def seen(self, observed: Observed, now: float) -> Observed:
+        """With its histories, kept where nothing happened since the last turn, and what is left out."""
+        known = histories(observed, now, self._seen)
+        rest = self._ledger.rest(known) if self._ledger else observed.rest
+        self._seen = replace(observed, histories=known, rest=rest)
+        return self._seen
+
+    def ledger(self, runs: Catalogue, control: Control, stored: Mapping[str, Any], ahead: int) -> Ledger:
+        """What is closed of these runs, nothing if what is known does not fit: see Ledger."""
+        if self._ledger is None or not self._ledger.fits(runs, control, stored):
+            self._ledger = Ledger(runs, control, ahead)
+        return self._ledger
+
+    def close(self, closed: Closed) -> None:
+        """Leave this out from the next turn on."""
+        if self._ledger:
+            self._ledger.close(closed)
+
+    def tried(self, run: str) -> None:
+        """A Job of this run was to be made, whatever came of it."""
+        if self._ledger:
+            self._ledger.begin(run)
 
     def conflict(self, job: str, now: float) -> None:
         """A Job of that name is another's."""

@@ -9,12 +9,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.cluster.base import Event, ObservedJob
 from orchestrator.controller.outcome import AttemptRecord
+from orchestrator.controller.rest import Rest
 from orchestrator.controller.stuck import ENDED_LATE_S
 from orchestrator.sweep.naming import ANNOTATION_RUN, ANNOTATION_RUNS, LABEL_ATTEMPT, LABEL_STAGE
 from trainer.results import Stage
@@ -22,6 +23,7 @@ from trainer.results import Stage
 FENCE_S = 60.0
 """A pod that its node does not report any more may still be writing for so long after it was given up."""
 ALL_RUNS = "*"
+T = TypeVar("T")
 
 
 class EvalRequest(BaseModel):
@@ -69,7 +71,8 @@ class Observed:
 
     `created` counts how often this controller made each Job, `conflicts` are names that others hold,
     `unreadable` those of attempts whose record does not fit the schema. Of Jobs that do not get on: `since`
-    when (Unix seconds) their present cause was first seen, and what events `said` of them.
+    when (Unix seconds) their present cause was first seen, and what events `said` of them. `rest` sums up
+    what is left out. `histories` are worked out from the others where they are None.
     """
 
     jobs: tuple[ObservedJob, ...] = ()
@@ -81,6 +84,13 @@ class Observed:
     unreadable: frozenset[str] = frozenset()
     since: Mapping[str, float] = field(default_factory=dict)
     said: Mapping[str, Sequence[Event]] = field(default_factory=dict)
+    rest: Rest = field(default_factory=Rest)
+    histories: Mapping[Unit, History] | None = None
+
+    @cached_property
+    def by_name(self) -> dict[str, ObservedJob]:
+        """The Jobs by name."""
+        return {job.name: job for job in self.jobs}
 
     @cached_property
     def recorded(self) -> frozenset[str]:
@@ -90,9 +100,10 @@ class Observed:
 
 @dataclass(frozen=True)
 class History:
-    """A unit's attempts: records by attempt, the Job not recorded yet, and whether a pod still lives."""
+    """A unit's attempts: records by attempt, its Jobs, the one not recorded yet, and whether a pod lives."""
 
     records: tuple[AttemptRecord, ...] = ()
+    jobs: tuple[ObservedJob, ...] = ()
     job: ObservedJob | None = None
     fenced: bool = False
     runs: tuple[str, ...] = ()
@@ -101,9 +112,15 @@ class History:
     def last(self) -> AttemptRecord | None:
         return self.records[-1] if self.records else None
 
-    @property
+    @cached_property
     def done(self) -> AttemptRecord | None:
         return next((record for record in self.records if record.state == "done"), None)
+
+    @property
+    def over(self) -> bool:
+        """Whether it is done, stored and let go: nothing of it changes any more."""
+        quiet = not self.fenced and all(job.finished and job.retired for job in self.jobs)
+        return quiet and self.job is None and self.done is not None
 
     @property
     def attempt(self) -> int:
@@ -159,17 +176,45 @@ class RecordReader:
         self._known.pop(sweep, None)
 
 
-def histories(observed: Observed, now: float) -> dict[Unit, History]:
-    """Every unit with an attempt, and all that is known of it at `now` (Unix seconds)."""
-    records: dict[Unit, list[AttemptRecord]] = defaultdict(list)
-    jobs: dict[Unit, list[ObservedJob]] = defaultdict(list)
-    for record in observed.records.values():
-        records[Unit(record.stage, record.run_id)].append(record)
-    for job in observed.jobs:
-        jobs[unit_of(job)].append(job)
-    return {
-        unit: _history(records[unit], jobs[unit], observed, now) for unit in dict.fromkeys((*jobs, *records))
-    }
+def histories(observed: Observed, now: float, before: Observed | None = None) -> dict[Unit, History]:
+    """Every unit with an attempt, and all that is known of it at `now` (Unix seconds).
+
+    Of `before`, an earlier state with its histories, those of units that nothing happened to are kept.
+    """
+    before = before or Observed()
+    known = dict(before.histories or {})
+    jobs, records = Changes.of(before.by_name, observed.by_name), Changes.of(before.records, observed.records)
+    changed: dict[Unit, tuple[list[ObservedJob], list[AttemptRecord]]] = defaultdict(lambda: ([], []))
+    for job in jobs.new:
+        changed[unit_of(job)][0].append(job)
+    for record in records.new:
+        changed[Unit(record.stage, record.run_id)][1].append(record)
+    told = (observed.by_name.get(name) for name in observed.unreadable ^ before.unreadable)
+    touched = [*map(unit_of, (*jobs.gone, *filter(None, told)))]
+    touched += [Unit(record.stage, record.run_id) for record in records.gone]
+    touched += [unit for unit, history in known.items() if history.fenced and history.last]
+    for unit in dict.fromkeys((*changed, *touched)):
+        old, (more_jobs, more_records) = known.pop(unit, History()), changed[unit]
+        # A Job or record that changed takes the place of what was known by its name.
+        mine = {job.name: job for job in (*old.jobs, *more_jobs) if job.name in observed.by_name}
+        kept = {record.job: record for record in (*old.records, *more_records)}
+        written = [record for job, record in kept.items() if job in observed.records]
+        if mine or written:
+            known[unit] = _history(written, list(mine.values()), observed, now)
+    return known
+
+
+class Changes(NamedTuple, Generic[T]):
+    """What is new or another object than before, and what is no more."""
+
+    new: list[T]
+    gone: list[T]
+
+    @classmethod
+    def of(cls, before: Mapping[str, T], after: Mapping[str, T]) -> Changes[T]:
+        new = [one for name, one in after.items() if before.get(name) is not one]
+        gone = [before[name] for name in before.keys() - after.keys()]
+        return cls(new, gone)
 
 
 def _history(
@@ -183,6 +228,7 @@ def _history(
     runs = next((record.runs for record in ordered if record.runs), ())
     return History(
         records=ordered,
+        jobs=tuple(jobs),
         job=open_jobs[-1] if open_jobs else None,
         fenced=any(_alive(job, observed, now) for job in jobs),
         runs=runs or next((runs_of(job) for job in jobs if runs_of(job)), ()),

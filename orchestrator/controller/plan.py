@@ -9,8 +9,10 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from orchestrator.controller.catalogue import Catalogue
+from orchestrator.controller.closing import closed
 from orchestrator.controller.evaluation import Evaluation
 from orchestrator.controller.observed import Observed, Unit
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
@@ -21,6 +23,7 @@ from orchestrator.controller.requests import (
     job_of,
     train_request,
 )
+from orchestrator.controller.rest import Closed
 from orchestrator.controller.settling import settled
 from orchestrator.controller.status import FINAL, Condition, RunState, SweepStatus, states, status_of
 from orchestrator.controller.world import World
@@ -71,12 +74,14 @@ Action = RecordAttempt | RetireJob | DeleteJob | CreateJob
 class Plan:
     """Actions in the order in which they are done, and the status to tell afterwards.
 
-    In `due_s` seconds something is to be done though nothing changes; None: in no foreseeable time.
+    `closed` need not be looked at again. In `due_s` seconds something is to be done though nothing changes;
+    None: in no foreseeable time.
     """
 
     actions: tuple[Action, ...]
     status: SweepStatus
     states: tuple[RunState, ...]
+    closed: Closed = field(default_factory=Closed)
     due_s: float | None = None
 
 
@@ -92,16 +97,18 @@ def plan(
 
     `max_memory` in bytes is the profile's limit.
     """
-    world, records = settled(World(sweep, tuple(runs), observed, now, max_memory))
-    told = states(world, Evaluation(world))
+    world, records = settled(World(sweep, Catalogue.of(runs), observed, now, max_memory))
+    evaluation = Evaluation(world)
+    told = states(world, evaluation)
     blocked = _blocked(world, told)
-    evaluation = Evaluation(world, may_train=blocked is None)
+    if blocked:
+        evaluation = Evaluation(world, may_train=False)
     deletes = tuple(_deletions(world))
     wanted = _wanted(world, evaluation, told, blocked)
     creates = _window(world, wanted, most_creates)
     status = status_of(world, told, blocked, finished=_finished(world, deletes, creates))
     actions: tuple[Action, ...] = (*map(RecordAttempt, records), *_retirements(world), *deletes, *creates)
-    return Plan(actions, status, told, _due_s(world))
+    return Plan(actions, status, told, closed(world, evaluation, told), _due_s(world))
 
 
 def changes(
@@ -161,7 +168,7 @@ def _complaint(state: RunState) -> str:
 
 def released(world: World) -> bool:
     """Whether a canary has shown that runs of this sweep train: one is done, or past its first step."""
-    return any(
+    return world.observed.rest.done > 0 or any(
         step.verb == "done" or (step.job and any(pod.ready for pod in step.job.pods))
         for step in world.trains.values()
     )
@@ -210,10 +217,11 @@ def _waits(world: World, state: RunState) -> bool:
 
 def _fetches(world: World, evaluation: Evaluation, training: Sequence[Run]) -> Iterator[CreateJob]:
     """One fetch for each model and dataset that runs wait for, and for each text of their evaluations."""
-    models = [world.fetches[run.id] for run in training]
+    runs = world.runs
+    wanted = {runs.fetch_units[run.id]: runs.fetches[run.id] for run in training}
     texts = [group.text for group in evaluation.groups.values() if training or group.ready]
-    for fetch in dict.fromkeys((*models, *filter(None, texts))):
-        unit = fetch_unit(fetch)
+    wanted |= {fetch_unit(text): text for text in texts if text}
+    for unit, fetch in wanted.items():
         step = world.next(unit)
         if step.verb == "start":
             request = fetch_request(world.sweep, world.observed.uid, fetch, step.attempt, step.overrides)
@@ -229,7 +237,7 @@ def _evaluations(world: World, evaluation: Evaluation) -> Iterator[CreateJob]:
 
 def _train_jobs(world: World, training: Sequence[Run]) -> Iterator[CreateJob]:
     for run in training:
-        if world.next(fetch_unit(world.fetches[run.id])).verb == "done":
+        if world.next(world.runs.fetch_units[run.id]).verb == "done":
             step = world.trains[run.id]
             request = train_request(world.sweep, world.observed.uid, run, step.attempt, step.overrides)
             yield _create(world, Unit("train", run.id), request)

@@ -35,7 +35,7 @@ class Measurement:
 
     sweep: str
     protocol: str  # an EvalSpec as JSON: hashable, so that names are computed once
-    base: ModelSettings
+    base: str  # ModelSettings as JSON, for the same reason
     runs: tuple[str, ...] = ()
 
     @property
@@ -47,9 +47,11 @@ class Measurement:
         return _eval_config(self)
 
 
-def base_of(config: TrainConfig) -> ModelSettings:
+def base_of(config: TrainConfig) -> str:
     """The teacher and the quantised base of a run: adapters are measured together only on one base."""
-    return ModelSettings(**{name: getattr(config, name) for name in ModelSettings.model_fields})
+    return ModelSettings(
+        **{name: getattr(config, name) for name in ModelSettings.model_fields}
+    ).model_dump_json()
 
 
 def protocols(spec: EvalSpec, requests: list[EvalRequest]) -> tuple[str, ...]:
@@ -179,7 +181,7 @@ def _eval_unit(what: Measurement) -> Unit:
 def _eval_config(what: Measurement) -> EvalConfig:
     spec = _protocol(what.protocol)
     return EvalConfig(
-        **what.base.model_dump(),
+        **ModelSettings.model_validate_json(what.base).model_dump(),
         lora_paths=[f"{DUMP_MOUNT}/{what.sweep}/{run}" for run in what.runs],
         eval_teacher="teacher" in spec.baselines,
         eval_ptq="ptq" in spec.baselines,

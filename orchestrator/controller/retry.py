@@ -5,8 +5,7 @@ Pure. Remedies follow from the records alone, so that every controller decides a
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,11 +56,8 @@ class Verdict:
     why: str
 
 
-def bad_nodes(records: Iterable[AttemptRecord]) -> tuple[str, ...]:
-    """Nodes with at least FAULTS_PER_NODE GPU faults, by name."""
-    faults = Counter(
-        record.node for record in records if record.failure is FailureClass.GPU_FAULT and record.node
-    )
+def bad_nodes(faults: Mapping[str, int]) -> tuple[str, ...]:
+    """Of GPU faults by node: the nodes with at least FAULTS_PER_NODE, by name."""
     return tuple(sorted(node for node, count in faults.items() if count >= FAULTS_PER_NODE))
 
 

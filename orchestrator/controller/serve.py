@@ -29,6 +29,8 @@ from orchestrator.sweep.naming import CONTROLLER_LEASE
 LOG = logging.getLogger(__name__)
 SETTLE_S = 0.1
 """Changes that come together are one turn."""
+THINKING = 0.1
+"""Share of the time for which turns for one sweep may think: long ones wait for more changes."""
 UNFINISHED_AGAIN_S = 30.0
 """A sweep that goes on is looked at this often though nothing changes: deadlines pass without an event."""
 FINISHED_AGAIN_S = 600.0
@@ -76,7 +78,7 @@ class Service:
         self.stop = threading.Event()
         self.leading = threading.Event()
         self.queue: WorkQueue[str] = WorkQueue(Retries(most_s=FAILED_AGAIN_S))
-        self.cluster = WatchedCluster(api, lambda sweep: self.queue.add_after(sweep, SETTLE_S))
+        self.cluster = WatchedCluster(api, self._changed)
         self.controller = Controller(
             self.cluster,
             profile.current(),
@@ -88,6 +90,11 @@ class Service:
         )
         self._profile = profile
         self._metrics = metrics
+        self._thought_s: dict[str, float] = {}
+
+    def _changed(self, name: str) -> None:
+        """Something happened to a sweep; any thread may say so."""
+        self.queue.add_after(name, settle_s(self._thought_s.get(name, 0.0)))
 
     def run(self) -> None:
         """Turns for the sweeps that the queue names, until `stop`."""
@@ -106,18 +113,20 @@ class Service:
         self.leading.set()
 
     def _turn(self, name: str) -> None:
-        began = time.monotonic()
+        began, thought_s = time.monotonic(), time.thread_time()
         try:
             self.controller.profile = self._profile.current()
             turn = self.controller.step(name)
         except NotFoundError:
             self.controller.forget(name)
+            self._thought_s.pop(name, None)
             self._metrics.gone(name)
         except Exception:  # whatever went wrong, the next turn sees the world anew
             LOG.exception("controller: a turn failed, tried again later", extra={"sweep": name})
             self._metrics.failed()
             self.queue.add_rate_limited(name)
         else:
+            self._thought_s[name] = time.thread_time() - thought_s
             self.queue.forget(name)
             self.queue.add_after(name, next_turn_s(turn))
             self._metrics.turned(name, turn.status, time.monotonic() - began)
@@ -145,6 +154,11 @@ def next_turn_s(turn: Turn) -> float:
     """
     usual_s = FINISHED_AGAIN_S if turn.status.finished else UNFINISHED_AGAIN_S
     return usual_s if turn.again_s is None else min(usual_s, turn.again_s)
+
+
+def settle_s(thought_s: float) -> float:
+    """How long changes gather after a turn that took so many seconds of thinking."""
+    return max(SETTLE_S, thought_s / THINKING)
 
 
 def serve(namespace: str | None, profile_path: Path | None, port: int) -> int:

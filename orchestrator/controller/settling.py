@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from orchestrator.cluster.base import ObservedJob
-from orchestrator.controller.observed import ALL_RUNS, attempt_of, runs_of, unit_of
+from orchestrator.controller.observed import ALL_RUNS, attempt_of, histories, runs_of, unit_of
 from orchestrator.controller.outcome import (
     AttemptRecord,
     FailureClass,
@@ -18,6 +18,7 @@ from orchestrator.controller.outcome import (
     gpu_seconds,
     outcome,
 )
+from orchestrator.controller.rest import gpu_faults
 from orchestrator.controller.retry import after_failure, bad_nodes, overrides_after
 from orchestrator.controller.world import NOTHING, World
 from orchestrator.sweep.naming import ANNOTATION_DIGEST, split_run_id
@@ -29,7 +30,9 @@ def settled(world: World) -> tuple[World, tuple[AttemptRecord, ...]]:
     if not new:
         return world, ()
     records = {**world.observed.records, **{record.job: record for record in new}}
-    return replace(world, observed=replace(world.observed, records=records)), new
+    before = replace(world.observed, histories=world.histories)
+    after = replace(before, records=records)
+    return replace(world, observed=replace(after, histories=histories(after, world.now, before))), new
 
 
 def record_of(world: World, job: ObservedJob) -> AttemptRecord | None:
@@ -65,15 +68,18 @@ def _ended(world: World, job: ObservedJob) -> AttemptRecord | None:
 
 def _unwanted(world: World, job: ObservedJob) -> str:
     """Why no run needs the Job: all are cancelled, or gone from the sweep when pruning was asked for."""
+    control = world.observed.control
+    if not control.cancel and not control.prune:
+        return ""
     unit = unit_of(job)
     runs = {unit.id} if unit.stage == "train" else set(runs_of(job))
-    runs = runs or {run.id for run in world.runs}
+    runs = runs or set(world.runs.by_id)
     # A run that the file no longer has can still be cancelled by its id, or by its name without the digest.
-    cancel = set(world.observed.control.cancel)
+    cancel = set(control.cancel)
     named = {run for run in runs if {run, split_run_id(run)[0], ALL_RUNS} & cancel}
     if not runs - world.cancelled - named:
         return "cancelled by its user"
-    if world.observed.control.prune and not runs & set(world.by_id):
+    if control.prune and not any(run in world.runs.by_id for run in runs):
         return "pruned: the sweep no longer has its runs"
     return ""
 
@@ -101,7 +107,7 @@ def _record(world: World, job: ObservedJob, result: Outcome) -> AttemptRecord:
     if record.state == "done":
         return record
     # Its own fault may be the one that makes its node a bad one.
-    known = bad_nodes([*world.observed.records.values(), record])
+    known = bad_nodes(world.gpu_faults + gpu_faults([record]))
     limits = replace(limits, bad_nodes=known)
     verdict = after_failure([*former, record], limits, world.observed.control.retry)
     return record.model_copy(update={"remedy": verdict.why})

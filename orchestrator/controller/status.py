@@ -15,10 +15,11 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.controller.advice import after
+from orchestrator.controller.catalogue import Catalogue
 from orchestrator.controller.evaluation import Evaluation
 from orchestrator.controller.observed import Observed
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
-from orchestrator.controller.requests import fetch_unit
+from orchestrator.controller.rest import FAILURES_SHOWN, Best, best_of, better, newest_failures
 from orchestrator.controller.settling import settled
 from orchestrator.controller.world import Next, World
 from orchestrator.errors import JobRefusedError
@@ -29,7 +30,6 @@ from trainer.results import Stage
 State = Literal["pending", "running", "trained", "evaluating", "done", "failed", "cancelled"]
 STATES: tuple[State, ...] = get_args(State)
 FINAL: frozenset[State] = frozenset({"done", "failed", "cancelled"})
-FAILURES_SHOWN = 20
 TEXT_LIMIT = 300
 MESSAGE_LIMIT = 8000
 TOLD_AFTER_S = 15.0
@@ -78,14 +78,6 @@ class Failure(BaseModel):
     model_config = ConfigDict(populate_by_name=True)
 
 
-class Best(BaseModel):
-    """The run with the lowest KL(teacher ‖ adapter), nats per token."""
-
-    run: str
-    kl: float
-    klStderr: float | None = None
-
-
 class SweepStatus(BaseModel):
     """The status of a Sweep. `active` counts unfinished Jobs; `control` identifies the commands seen, and
     `observedGeneration` the spec they came with.
@@ -111,13 +103,13 @@ def run_states(
     sweep: Sweep, runs: Sequence[Run], observed: Observed, now: float, max_memory: int | None = None
 ) -> tuple[RunState, ...]:
     """Where each run is, in the sweep's order; `max_memory` in bytes, `now` in Unix seconds."""
-    world, _ = settled(World(sweep, tuple(runs), observed, now, max_memory))
+    world, _ = settled(World(sweep, Catalogue.of(runs), observed, now, max_memory))
     return states(world, Evaluation(world))
 
 
 def states(world: World, evaluation: Evaluation) -> tuple[RunState, ...]:
     """As run_states, of a world whose finished attempts are recorded."""
-    return tuple(_state(world, evaluation, run) for run in world.runs)
+    return tuple(_state(world, evaluation, run) for run in world.present)
 
 
 def _state(world: World, evaluation: Evaluation, run: Run) -> RunState:
@@ -133,7 +125,7 @@ def _training(world: World, run: Run, train: Next) -> RunState:
         return _told(run, "running" if train.running else "pending", "train", train)
     if train.verb == "failed":
         return _told(run, "failed", "train", train)
-    fetch = world.next(fetch_unit(world.fetches[run.id]))
+    fetch = world.next(world.runs.fetch_units[run.id])
     if fetch.verb == "failed":
         return _told(run, "failed", "fetch", fetch)
     told = _told(run, "pending", "train", train)
@@ -165,14 +157,18 @@ def status_of(
     world: World, told: Sequence[RunState], blocked: Condition | None, *, finished: bool
 ) -> SweepStatus:
     """The status of a world; `blocked` is the condition that keeps new Jobs from starting."""
-    counts = Counter(state.state for state in told)
+    rest = world.observed.rest
+    counts: Counter[State] = Counter({"done": rest.done})
+    for one in told:
+        counts[one.state] += 1 + rest.behind.get(one.run.id, 0)
+    total = counts.total()
     final = all(state.state in FINAL for state in told)
     conditions = [
-        Condition(type="Accepted", status="True", reason="Valid", message=f"{len(told)} runs"),
+        Condition(type="Accepted", status="True", reason="Valid", message=f"{total} runs"),
         _complete(counts, final),
     ]
     return SweepStatus(
-        counts={"total": len(told), **{state: counts[state] for state in STATES}},
+        counts={"total": total, **{state: counts[state] for state in STATES}},
         conditions=[one for one in (*conditions, blocked, _held(world)) if one],
         active=len(world.live_jobs),
         finished=finished,
@@ -255,15 +251,8 @@ def _held(world: World) -> Condition | None:
 
 
 def _best(world: World) -> Best | None:
-    found = [
-        Best(run=result.run_id, kl=result.text.kl, klStderr=result.text.kl_se)
-        for record in world.observed.records.values()
-        if record.state == "done" and record.stage == "eval" and record.record
-        for result in record.record.variants
-        if result.variant == "adapter" and result.text and result.text.kl is not None
-        if result.run_id and result.run_id in world.by_id
-    ]
-    return min(found, key=lambda best: (best.kl, best.run), default=None)
+    observed = world.observed
+    return better(observed.rest.best, best_of(observed.records.values(), world.runs.by_id))
 
 
 def _failures(world: World, told: Sequence[RunState]) -> Iterator[Failure]:
@@ -278,12 +267,7 @@ def _failures(world: World, told: Sequence[RunState]) -> Iterator[Failure]:
             evidence=one.evidence[:TEXT_LIMIT],
             remedy=after(one.failure, one.remedy)[:TEXT_LIMIT],
         )
-    failed = [
-        record
-        for record in world.observed.records.values()
-        if record.state == "failed" and record.failure is not FailureClass.CANCELLED
-    ]
-    failed.sort(key=lambda record: (record.finished_at or 0.0, record.job), reverse=True)
+    failed = newest_failures((*world.observed.rest.failures, *world.observed.records.values()))
     for record in failed[: max(0, FAILURES_SHOWN - len(unmade))]:
         yield Failure(
             run=record.run_id,

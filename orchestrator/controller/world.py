@@ -1,17 +1,19 @@
 """A sweep, its runs and its surroundings at one moment, and what each unit does next.
 
-Pure. Everything that is derived here is derived again at the next step: the controller remembers nothing.
+Pure. What is derived here is derived again at the next step, from what is not over yet: see `rest`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
 from orchestrator.cluster.base import ObservedJob
+from orchestrator.controller.catalogue import Catalogue
 from orchestrator.controller.observed import (
-    ALL_RUNS,
     History,
     Observed,
     Unit,
@@ -19,12 +21,12 @@ from orchestrator.controller.observed import (
     histories,
 )
 from orchestrator.controller.outcome import AttemptRecord, FailureClass, gpu_seconds
-from orchestrator.controller.requests import base_of, fetch_of, job_of, protocols
+from orchestrator.controller.requests import job_of, protocols
+from orchestrator.controller.rest import gpu_faults
 from orchestrator.controller.retry import Limits, Overrides, after_failure, bad_nodes, overrides_after
 from orchestrator.controller.stuck import Cause, cause
 from orchestrator.sweep.expand import Run
 from orchestrator.sweep.spec import Sweep
-from trainer.config import FetchConfig, ModelSettings
 
 NOTHING = History()
 
@@ -53,7 +55,7 @@ class World:
     """What plan() decides from. `max_memory` (bytes) bounds a remedy; `now` is in Unix seconds."""
 
     sweep: Sweep
-    runs: tuple[Run, ...]
+    runs: Catalogue
     observed: Observed
     now: float
     max_memory: int | None = None
@@ -63,22 +65,15 @@ class World:
         return self.sweep.metadata.name
 
     @cached_property
-    def histories(self) -> dict[Unit, History]:
-        return histories(self.observed, self.now)
+    def histories(self) -> Mapping[Unit, History]:
+        known = self.observed.histories
+        return histories(self.observed, self.now) if known is None else known
 
-    @cached_property
-    def by_id(self) -> dict[str, Run]:
-        return {run.id: run for run in self.runs}
-
-    @cached_property
-    def bases(self) -> dict[str, ModelSettings]:
-        """The base of each run by its id."""
-        return {run.id: base_of(run.config) for run in self.runs}
-
-    @cached_property
-    def fetches(self) -> dict[str, FetchConfig]:
-        """What must be on the volume before each run, by run id."""
-        return {run.id: fetch_of(run.config) for run in self.runs}
+    @property
+    def present(self) -> Sequence[Run]:
+        """The runs to look at, in the sweep's order: all but those that `observed.rest` sums up."""
+        present = self.observed.rest.present
+        return self.runs if present is None else present
 
     @cached_property
     def protocols(self) -> tuple[str, ...]:
@@ -87,8 +82,7 @@ class World:
     @cached_property
     def cancelled(self) -> frozenset[str]:
         """Ids of the runs that the user has cancelled."""
-        named = set(self.observed.control.cancel)
-        return frozenset(run.id for run in self.runs if named & {run.id, run.name, *run.also, ALL_RUNS})
+        return self.runs.called(self.observed.control.cancel)
 
     @cached_property
     def live_jobs(self) -> tuple[ObservedJob, ...]:
@@ -112,23 +106,28 @@ class World:
     def gpu_seconds(self) -> float:
         """GPU-seconds of all attempts up to now."""
         recorded = sum(record.gpu_seconds for record in self.observed.records.values())
-        return recorded + sum(gpu_seconds(job, self.now) for job in self.live_jobs)
+        return (
+            self.observed.rest.gpu_seconds
+            + recorded
+            + sum(gpu_seconds(job, self.now) for job in self.live_jobs)
+        )
 
     @cached_property
     def trains(self) -> dict[str, Next]:
         """What each run's training does next, by run id."""
-        return {run.id: self.next(Unit("train", run.id)) for run in self.runs}
+        return {run.id: self.next(Unit("train", run.id)) for run in self.present}
 
     @cached_property
-    def _bad_nodes(self) -> tuple[str, ...]:
-        return bad_nodes(self.observed.records.values())
+    def gpu_faults(self) -> Counter[str]:
+        """GPU faults by node."""
+        return gpu_faults(self.observed.records.values()) + Counter(self.observed.rest.gpu_faults)
 
     def limits(self, unit: Unit) -> Limits:
         """How far remedies of this unit may go: only a training's micro-batch can be cut."""
-        run = self.by_id.get(unit.id) if unit.stage == "train" else None
+        run = self.runs.by_id.get(unit.id) if unit.stage == "train" else None
         spec = self.sweep.spec
         batch = run.config.per_device_train_batch_size if run else 1
-        return Limits(spec.resources, spec.retry, self.max_memory, batch, self._bad_nodes)
+        return Limits(spec.resources, spec.retry, self.max_memory, batch, bad_nodes(self.gpu_faults))
 
     def next(self, unit: Unit) -> Next:
         """What the unit does next; an attempt follows only one that is recorded and has no pod any more."""

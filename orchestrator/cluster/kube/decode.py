@@ -174,6 +174,11 @@ class KeptPod(Kept):
     def living(self) -> bool:
         return self.pod.living
 
+    @property
+    def group(self) -> str:
+        """What those of one Job have in common: its uid, which orphans have no more, else its name."""
+        return self.owner or f"orphans of {self.job}"
+
 
 @dataclass(frozen=True, slots=True)
 class KeptRecord(Kept):

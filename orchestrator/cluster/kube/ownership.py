@@ -5,7 +5,7 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from orchestrator.cluster.base import ObservedJob
@@ -19,29 +19,22 @@ def joined(jobs: Iterable[KeptJob], pods: Iterable[KeptPod], uid: str | None) ->
     A living pod without its Job is shown as a Job that is being deleted: its run must not start again beside
     it. That is so for a Job of the sweep's former uid too.
     """
-    by_owner: dict[str, list[KeptPod]] = {}
+    groups: dict[str, list[KeptPod]] = {}
     for one in pods:
-        by_owner.setdefault(one.owner, []).append(one)
-    found = []
-    for kept in jobs:
-        mine = by_owner.pop(kept.uid, [])
-        if kept.owner == uid:
-            found.append(replace(kept.job, pods=tuple(one.pod for one in mine)))
-        elif any(one.living for one in mine):
-            by_owner[kept.uid] = mine
-    found += map(_ghost, _by_job(left for pods in by_owner.values() for left in pods))
-    return sorted(found, key=lambda one: (one.created_at, one.name))
+        groups.setdefault(one.group, []).append(one)
+    known = {kept.uid: kept for kept in jobs}
+    found = (joined_one(known.get(one), groups.get(one, []), uid) for one in (known.keys() | groups))
+    return sorted(filter(None, found), key=lambda one: (one.created_at, one.name))
 
 
-def _by_job(pods: Iterable[KeptPod]) -> list[list[KeptPod]]:
-    """The pods of each Job that has a living one: orphans have no owner any more, only their Job's name."""
-    groups: dict[tuple[str, str], list[KeptPod]] = {}
-    for one in pods:
-        groups.setdefault((one.owner, one.job), []).append(one)
-    return [group for group in groups.values() if any(one.living for one in group)]
+def joined_one(kept: KeptJob | None, pods: Sequence[KeptPod], uid: str | None) -> ObservedJob | None:
+    """One Job of the sweep with this uid and the pods it owns; None for one that is to be left out."""
+    if kept is not None and kept.owner == uid:
+        return replace(kept.job, pods=tuple(one.pod for one in pods))
+    return _ghost(pods) if any(one.living for one in pods) else None
 
 
-def _ghost(pods: list[KeptPod]) -> ObservedJob:
+def _ghost(pods: Sequence[KeptPod]) -> ObservedJob:
     first = pods[0]
     return ObservedJob(
         name=first.job,

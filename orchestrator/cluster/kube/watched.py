@@ -17,7 +17,7 @@ from orchestrator.cluster.kube import decode
 from orchestrator.cluster.kube.client import Api
 from orchestrator.cluster.kube.cluster import ALL_JOBS, ALL_RECORDS, ORPHANED, KubeCluster
 from orchestrator.cluster.kube.decode import Kept, KeptJob, KeptPod, KeptRecord, KeptSweep
-from orchestrator.cluster.kube.ownership import joined
+from orchestrator.cluster.kube.jobindex import JobIndex
 from orchestrator.cluster.kube.paths import CONFIG_MAPS, JOBS, PODS, SWEEPS, Resource
 from orchestrator.cluster.kube.reflector import Reflector
 from orchestrator.cluster.kube.store import Item
@@ -67,8 +67,7 @@ class WatchedCluster(KubeCluster):
         super().__init__(api)
         self._on_change = on_change
         self._sweeps: BySweep[KeptSweep] = BySweep()
-        self._jobs: BySweep[KeptJob] = BySweep()
-        self._pods: BySweep[KeptPod] = BySweep()
+        self._jobs = JobIndex()
         self._records: BySweep[KeptRecord] = BySweep()
         self._decoders: dict[Resource, Callable[[bytes], Kept]] = {
             SWEEPS: decode.sweep,
@@ -115,8 +114,7 @@ class WatchedCluster(KubeCluster):
 
     def jobs(self, sweep: str) -> list[ObservedJob]:
         uid = self._stored(sweep)["metadata"]["uid"]
-        pods = self._pods.of(sweep)
-        found = joined(self._jobs.of(sweep), pods, uid)
+        found = self._jobs.of(sweep, uid)
         return [self.refreshed(job) if self._unexplained(sweep, job) else job for job in found]
 
     def records(self, sweep: str) -> dict[str, Mapping[str, Any]]:
@@ -162,20 +160,21 @@ class WatchedCluster(KubeCluster):
 
     def _job_changed(self, key: str, old: KeptJob | None, new: KeptJob | None) -> None:
         if old is not None and (new is None or new.uid != old.uid):
-            for pod in self._pods.of(old.sweep):
-                if pod.owner == old.uid and not pod.living:
-                    self._pods.drop(pod)
-        self._keep(self._jobs)(key, old, new)
+            self._jobs.drop_job(old)
+        if new is not None:
+            self._jobs.set_job(new)
+        self._woken(new or old)
 
     def _pod_changed(self, key: str, old: KeptPod | None, new: KeptPod | None) -> None:
+        if old is not None and new is not None and old.group != new.group:
+            self._jobs.drop_pod(old)  # its Job was deleted, and it was left behind
         if new is not None:
-            self._pods.set(new)
+            self._jobs.set_pod(new)
         elif old is not None:
-            job = self._jobs.get(old.sweep, old.job)
-            if job is not None and job.uid == old.owner:
-                self._pods.set(_gone(old))
+            if self._jobs.has(old.sweep, old.owner):
+                self._jobs.set_pod(_gone(old))
             else:
-                self._pods.drop(old)
+                self._jobs.drop_pod(old)
         self._woken(new or old)
 
     def _woken(self, one: Kept | None) -> None:

@@ -12,6 +12,7 @@ import yaml
 from orchestrator.client.gc import kept, over
 from orchestrator.client.session import Session
 from orchestrator.commands.gc import collect
+from orchestrator.controller.catalogue import Catalogue
 from orchestrator.controller.observed import Control
 from orchestrator.controller.settling import settled
 from orchestrator.controller.world import World
@@ -27,7 +28,7 @@ IMAGE = "registry.example/trainer@sha256:" + "ab" * 32
 
 
 def world(scene: Scene) -> World:
-    return settled(World(scene.sweep, scene.runs, scene.observed, scene.cluster.now))[0]
+    return settled(World(scene.sweep, Catalogue.of(scene.runs), scene.observed, scene.cluster.now))[0]
 
 
 def names(ids: set[str]) -> set[str]:

@@ -15,6 +15,7 @@ from orchestrator.client.waits import wait_of, waits
 from orchestrator.client.why import Account
 from orchestrator.cluster.base import ObservedPod
 from orchestrator.commands.top import draw
+from orchestrator.controller.catalogue import Catalogue
 from orchestrator.controller.observed import Control
 from orchestrator.controller.settling import settled
 from orchestrator.controller.world import World
@@ -29,7 +30,7 @@ HOUR = 3600.0
 def view(
     scene: Scene, status: dict[str, Any] | None = None, *, led: bool = True, remote: bool = True
 ) -> View:
-    world, _ = settled(World(scene.sweep, scene.runs, scene.observed, scene.cluster.now))
+    world, _ = settled(World(scene.sweep, Catalogue.of(scene.runs), scene.observed, scene.cluster.now))
     return View(world, scene.plan(), status or {}, led, remote)
 
 

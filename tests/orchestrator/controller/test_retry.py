@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
+from orchestrator.controller.rest import gpu_faults
 from orchestrator.controller.retry import (
     Limits,
     Overrides,
@@ -85,7 +86,7 @@ def test_after_failure(
 
 def test_bad_nodes_have_two_faults_of_their_gpus() -> None:
     records = [*failed("gpuFault", "gpuFault", node="a"), *failed("gpuFault", "oomCuda", node="b")]
-    assert bad_nodes(records) == ("a",)
+    assert bad_nodes(gpu_faults(records)) == ("a",)
 
 
 @pytest.mark.parametrize(

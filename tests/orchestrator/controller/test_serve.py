@@ -1,11 +1,17 @@
-"""When a sweep is looked at again."""
+"""When a sweep is looked at again, and how long changes gather before that."""
 
 from __future__ import annotations
 
 import pytest
 
 from orchestrator.controller.loop import Turn
-from orchestrator.controller.serve import FINISHED_AGAIN_S, UNFINISHED_AGAIN_S, next_turn_s
+from orchestrator.controller.serve import (
+    FINISHED_AGAIN_S,
+    SETTLE_S,
+    UNFINISHED_AGAIN_S,
+    next_turn_s,
+    settle_s,
+)
 from orchestrator.controller.status import SweepStatus
 
 CASES = {
@@ -22,3 +28,10 @@ def test_a_sweep_is_looked_at_as_usual_or_sooner(
     finished: bool, again_s: float | None, expected: float
 ) -> None:
     assert next_turn_s(Turn(SweepStatus(finished=finished), again_s)) == expected
+
+
+@pytest.mark.parametrize(
+    ("thought_s", "gather_s"), [(0.0, SETTLE_S), (0.001, SETTLE_S), (0.05, 0.5), (1.0, 10.0)]
+)
+def test_a_sweep_thinks_for_a_tenth_of_the_time_at_most(thought_s: float, gather_s: float) -> None:
+    assert settle_s(thought_s) == pytest.approx(gather_s)
