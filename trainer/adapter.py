@@ -1,111 +1,24 @@
-"""LoRA: the linear that is teacher and student at once, and the adapter's files in PEFT's layout.
+"""The adapter's files in PEFT's layout.
 
 PEFT itself is never imported: its import costs 13 s, and what is trained must be exactly what the files say.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.config import TrainConfig
 from trainer.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_bytes, write_json
 
-Mode = Literal["teacher", "ptq", "student", "merged", "rollout"]
 PEFT_PREFIX = "base_model.model."
-
-
-@dataclass
-class Switch:
-    """Which function all linears of one model compute; shared by them."""
-
-    mode: Mode = "student"
-
-
-class DualLinear(nn.Module):
-    """A frozen linear that reads W as the teacher and Q(W) in every other mode (the output head)."""
-
-    base: Tensor
-
-    def __init__(self, linear: nn.Linear, base: Tensor, switch: Switch) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
-        self.switch = switch
-        self.register_buffer("base", base, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight if self.switch.mode == "teacher" else self.base, self.bias)
-
-
-class LoraLinear(DualLinear):
-    """A linear in five modes over one W: the student is Q(W)x + s·B(Ax), LoRA outside the quantiser.
-
-    weight: W, the teacher's own parameter, frozen. base: Q(W), same shape and dtype. lora_A [r, in] and
-    lora_B [out, r]: float32 masters, computed with in W's dtype. dense: for `merged` and `rollout`, a
-    buffer in W's dtype that `Student` fills. Only x is kept for the backward pass, once for all its readers.
-    """
-
-    def __init__(self, linear: nn.Linear, base: Tensor, switch: Switch, r: int, scale: float) -> None:
-        super().__init__(linear, base, switch)
-        self.scale = scale
-        device = linear.weight.device
-        self.lora_A = nn.Parameter(torch.zeros(r, self.in_features, dtype=torch.float32, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(self.out_features, r, dtype=torch.float32, device=device))
-        self.dense: Tensor | None = None
-        self.dense_key: tuple[object, ...] | None = None
-
-    def initialise(self, seed: int, name: str) -> None:
-        """A by Kaiming's uniform rule (as PEFT), drawn from (seed, name) alone; B zero."""
-        key = hashlib.sha256(f"lora_A/{seed}/{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little"))
-        bound = 1 / math.sqrt(self.in_features)
-        drawn = torch.empty(self.lora_A.shape, dtype=torch.float32).uniform_(
-            -bound, bound, generator=generator
-        )
-        with torch.no_grad():
-            self.lora_A.copy_(drawn)
-            self.lora_B.zero_()
-
-    def forward(self, x: Tensor) -> Tensor:
-        match self.switch.mode:
-            case "teacher":
-                return F.linear(x, self.weight, self.bias)
-            case "ptq":
-                return F.linear(x, self.base, self.bias)
-            case "student":
-                return self._student(x)
-            case "merged" | "rollout":
-                return F.linear(x, self.filled(), self.bias)
-
-    def _student(self, x: Tensor) -> Tensor:
-        rows = x.flatten(0, -2)
-        low_rank = F.linear(rows, self.lora_A.to(x.dtype))
-        # One GEMM adds s·B(Ax) to Q(W)x as it is made: no tensor of the output's size but the output.
-        lora_B = self.lora_B.to(x.dtype).T
-        out = torch.addmm(F.linear(rows, self.base, self.bias), low_rank, lora_B, alpha=self.scale)
-        return out.unflatten(0, x.shape[:-1])
-
-    def filled(self) -> Tensor:
-        """The dense weight of `merged` and `rollout`."""
-        if self.dense is None:
-            raise RuntimeError("dense weights are filled by Student.mode, which was not entered")
-        return self.dense
-
-    @torch.no_grad()
-    def plus_delta(self, weight: Tensor) -> Tensor:
-        """weight + s·B·A in float32."""
-        return torch.addmm(weight.float(), self.lora_B, self.lora_A, alpha=self.scale)
 
 
 class Adapter(NamedTuple):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config import EvalConfig, ModelSettings, TrainConfig
+from trainer.config import EvalConfig, LoraOrder, ModelSettings, TrainConfig
 from trainer.flags import UsageError
 from trainer.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RunFolder, read_json
 
@@ -19,8 +19,9 @@ BASE_FIELDS = (
     "group_size",
     "qparams_dtype",
     "quantize_lm_head",
+    "ptq_init",
 )
-GROUPED_ONLY = ("group_size", "qparams_dtype")
+GROUPED_ONLY = ("group_size", "qparams_dtype", "ptq_init")
 """Fields that say nothing about a base whose quant type has no groups."""
 
 
@@ -49,6 +50,11 @@ class AdapterSource:
     def config(self) -> dict[str, Any] | None:
         """The TrainConfig fields the run recorded."""
         return self.run.get("config") if self.run else None
+
+    @property
+    def lora_order(self) -> LoraOrder:
+        """Whether it was trained outside or inside the quantiser; a foreign adapter is outside."""
+        return "inside" if self.config and self.config.get("lora_order") == "inside" else "outside"
 
     def sha256(self) -> str:
         """Hash of the adapter's weights and scaling."""

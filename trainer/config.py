@@ -10,13 +10,14 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 CONFIG_VERSION = 1
 """Bumped when a default of TrainConfig changes, so that old run ids keep their meaning."""
 
 QuantType = Literal["int4", "int4_sym", "bnb_nf4", "bnb_fp4", "none"]
 Dtype = Literal["bf16", "fp32"]
+LoraOrder = Literal["outside", "inside"]
 AdapterForm = Literal["adapter", "merged"]
 OWN_TASKS = frozenset({"everyday"})
 """Tasks that ship with the trainer: nothing is fetched for them."""
@@ -71,6 +72,18 @@ class ModelSettings(Settings):
         "bf16", description="int4: dtype of scale and zero point; bf16 is what int4 kernels hold."
     )
     quantize_lm_head: bool = Field(False, description="Quantise the output head too.")
+    ptq_init: Literal["rtn", "mse"] = Field(
+        "rtn",
+        description="int4: range of a group; rtn: all of it, mse: the share that gives its weights the "
+        "least squared error.",
+    )
+
+    @field_validator("ptq_init")
+    @classmethod
+    def _ranges_are_int4s(cls, value: str, info: ValidationInfo) -> str:
+        if value == "mse" and not str(info.data.get("quant_type", "int4")).startswith("int4"):
+            raise ValueError(f"mse chooses ranges of int4 groups, quant_type is {info.data['quant_type']}")
+        return value
 
 
 class TrainConfig(ModelSettings):
@@ -108,7 +121,15 @@ class TrainConfig(ModelSettings):
     )
     lora_r: Int = Field(32, ge=1, le=1024, description="Rank of the adapter.")
     lora_alpha: Int = Field(0, ge=0, description="LoRA scale is alpha / r; 0 means 2 r.")
+    lora_order: LoraOrder = Field(
+        "outside",
+        description="outside trains Q(W)x + s·BAx (4-bit base plus adapter), inside Q(W + s·BA)x straight "
+        "through (one merged 4-bit model).",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
+    base_memory: Literal["fast", "small"] = Field(
+        "fast", description="small keeps 4-bit codes and dequantises a layer when it is used."
+    )
     save_steps: Int = Field(100, ge=1, description="Steps between checkpoints.")
     save_total_limit: Int = Field(3, ge=1, description="Checkpoints kept.")
 
@@ -160,6 +181,7 @@ class EvalConfig(Settings):
     group_size: Int | None = Field(None, ge=8, description="int4 group; default: the adapters'.")
     qparams_dtype: Dtype | None = Field(None, description="Default: the adapters' own.")
     quantize_lm_head: bool | None = Field(None, description="Default: the adapters' own.")
+    ptq_init: Literal["rtn", "mse"] | None = Field(None, description="Default: the adapters' own.")
     mixed_precision: Dtype | None = Field(None, description="Default: the adapters' own.")
     eval_teacher: bool = Field(True, description="Measure the teacher.")
     eval_ptq: bool = Field(True, description="Measure the quantised model without an adapter.")

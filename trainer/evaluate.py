@@ -25,8 +25,8 @@ from trainer.results import Progress, Record, Stage, VariantName
 from trainer.scores import BlockSums, Cell, Measured, publish, read, scores
 
 if TYPE_CHECKING:
-    from trainer.adapter import Mode
     from trainer.harness import Benchmark, Item
+    from trainer.linear import Mode
     from trainer.perplexity import TextScorer
     from trainer.student import Student
 
@@ -175,7 +175,7 @@ def _wear(student: Student, source: AdapterSource) -> AdapterSource:
     from trainer.adapter import load_adapter
 
     try:
-        student.set_adapter(load_adapter(source.folder))
+        student.set_adapter(load_adapter(source.folder), source.lora_order)
     except ValueError as error:
         raise UsageError(f"lora_paths: {source.given} does not fit its base\n{error}") from error
     return source

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from transformers import PreTrainedTokenizerBase
 
-    from trainer.adapter import Mode
+    from trainer.linear import Mode
     from trainer.student import Student
 
 HARNESS_TASKS = Path(lm_eval.tasks.__file__).parent

@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer.perplexity import log_probs, row_chunks
 
 if TYPE_CHECKING:
-    from trainer.adapter import Mode
+    from trainer.linear import Mode
     from trainer.student import Student
 
 Request = tuple[list[int], list[int]]

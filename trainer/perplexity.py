@@ -22,7 +22,7 @@ from trainer.text import Text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from trainer.adapter import Mode
+    from trainer.linear import Mode
     from trainer.student import Student
 
 LOGITS_BYTES = 200_000_000

@@ -85,4 +85,5 @@ def quant_label(base: TrainConfig) -> str:
     if base.quant_type.startswith("int4"):
         parts.append(f"g{base.group_size}")
         parts += ["fp32 qparams"] if base.qparams_dtype == "fp32" else []
+        parts += [base.ptq_init] if base.ptq_init != "rtn" else []
     return " ".join([*parts, *(["head"] if base.quantize_lm_head else [])])

@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer.counters import Stream, gumbel
 
 if TYPE_CHECKING:
-    from trainer.adapter import Mode
+    from trainer.linear import Mode
     from trainer.student import Student
 
 

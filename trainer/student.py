@@ -1,7 +1,7 @@
 """Teacher and student in one model: every decoder linear holds W once and computes any variant of it.
 
 Embeddings and norms are shared; the head is W's in every mode unless `quantize_lm_head`. Q(W) is computed
-once, for W never changes.
+once, for W never changes; with LoRA inside the quantiser Q(W + s·BA) once for each change of LoRA.
 """
 
 from __future__ import annotations
@@ -13,9 +13,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from trainer.adapter import Adapter, DualLinear, LoraLinear, Mode, Switch
-from trainer.config import TrainConfig
-from trainer.quant import GROUPED, CodesHash, check_divides, quantise_weight, quantised_linears
+from trainer.adapter import Adapter
+from trainer.clipping import clip_for
+from trainer.config import LoraOrder, TrainConfig
+from trainer.linear import DualLinear, Held, LoraLinear, Mode, Switch
+from trainer.quant import (
+    GROUPED,
+    CodesHash,
+    Packed,
+    Quantised,
+    check_divides,
+    quantise_weight,
+    quantised_linears,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,24 +42,26 @@ class Student:
         self, model: PreTrainedModel, config: TrainConfig, switch: Switch, codes_sha256: str
     ) -> None:
         self.model, self.config, self.codes_sha256 = model, config, codes_sha256
-        self._switch = switch
+        self._switch, self._small = switch, config.base_memory == "small"
         self.linears: dict[str, LoraLinear] = {
             name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)
         }
 
     @contextlib.contextmanager
     def mode(self, name: Mode) -> Iterator[None]:
-        """Compute as `name` inside the block. Weights of `merged` and `rollout` are made when they are stale.
+        """Compute as `name` inside the block. Weights that LoRA is merged into are made when they are stale.
 
         Call backward outside of it: recomputed activations (gradient checkpointing) must be the student's.
         """
         before = self._switch.mode
-        self._fill_dense(name)
+        self._fill(name)
         self._turn(name)
         try:
             yield
         finally:
             self._turn(before)
+            if self._small and name == "rollout":
+                self.free_merged()
 
     def _turn(self, mode: Mode) -> None:
         if self._switch.mode != mode:
@@ -111,8 +123,10 @@ class Student:
             tensor.copy_(tensors[name])
 
     @torch.no_grad()
-    def set_adapter(self, adapter: Adapter) -> None:
+    def set_adapter(self, adapter: Adapter, order: LoraOrder = "outside") -> None:
         """Put on an adapter as read from files, of any rank; linears it leaves out get none.
+
+        order: how it was trained, which the files do not say.
 
         The parameters are replaced, so an optimiser made before no longer trains them. Raises ValueError when
         it was made for another base.
@@ -124,6 +138,7 @@ class Student:
         faults = _faults(adapter.tensors, shapes)
         if faults:
             raise ValueError("\n".join(faults))
+        self._switch.order = order
         for name, linear in self.linears.items():
             for part in ("lora_A", "lora_B"):
                 key = f"{name}.{part}"
@@ -131,50 +146,61 @@ class Student:
                 # A copy: training this student must not reach into the caller's tensors.
                 setattr(linear, part, nn.Parameter(value.to(linear.weight.device, torch.float32, copy=True)))
             linear.scale = adapter.scale
-            linear.dense_key = None
+            linear.made_key = None
 
-    def refresh_rollout(self) -> None:
-        """Make the dense weights of `rollout` now; `mode("rollout")` does so by itself when LoRA changed."""
-        self._fill_dense("rollout")
-
-    def free_dense(self) -> None:
-        """Give back the memory of the dense weights of `merged` and `rollout` (one copy of the linears)."""
+    def free_merged(self) -> None:
+        """Give back the memory of the weights that LoRA is merged into (one copy of the linears)."""
         for linear in self.linears.values():
-            linear.dense, linear.dense_key = None, None
+            linear.made, linear.made_key = None, None
 
     def weight(self, name: str, mode: Mode) -> Tensor:
-        """The dense weight [out, in] of one linear in a mode; of `student` that is Q(W) without LoRA."""
+        """The dense weight [out, in] of one linear in a mode; that of the student outside is without LoRA."""
         linear = self.linears[name]
         if mode == "teacher":
             return linear.weight
-        if mode in ("ptq", "student"):
+        form = self._form(mode)
+        if form is None:
             return linear.base
-        return (
-            self._merged(linear) if mode == "merged" else linear.plus_delta(linear.base).to(linear.base.dtype)
-        )
+        weight = self._merged(linear).weight if form == "merged" else linear.plus_delta(linear.base)
+        return weight.to(linear.weight.dtype)
+
+    def _form(self, mode: Mode) -> Mode | None:
+        """Which weight with LoRA in it a mode computes with: `merged`, `rollout` or none."""
+        if mode == "merged" or (self._switch.order == "inside" and mode in ("student", "rollout")):
+            return "merged"
+        return "rollout" if mode == "rollout" else None
 
     # Not no_grad alone: buffers made in inference mode could never be written again outside of it.
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _fill_dense(self, mode: Mode) -> None:
-        if mode not in ("merged", "rollout"):
+    def _fill(self, mode: Mode) -> None:
+        form = self._form(mode)
+        if form is None:
             return
+        packed = self._small and mode != "rollout"
         for name, linear in self.linears.items():
             # In-place updates count versions up, so a changed adapter is never served from an old copy.
-            key = (mode, linear.lora_A._version, linear.lora_B._version)
-            if linear.dense_key == key:
+            key = (form, packed, linear.lora_A._version, linear.lora_B._version)
+            if linear.made_key == key:
                 continue
-            if linear.dense is None:
-                linear.dense = torch.empty_like(linear.base)
-            linear.dense.copy_(self.weight(name, mode))
-            linear.dense_key = key
+            if packed:
+                linear.made = Packed(self._merged(linear), linear.weight.dtype)
+            else:
+                if not isinstance(linear.made, Tensor):
+                    linear.made = torch.empty_like(linear.weight)
+                linear.made.copy_(self.weight(name, mode))
+            linear.made_key = key
 
-    def _merged(self, linear: LoraLinear) -> Tensor:
+    def _merged(self, linear: LoraLinear) -> Quantised:
         """Q(W + s·B·A): the sum in float32, so that bf16 does not swallow a small update before Q sees it."""
         config = self.config
-        merged = linear.plus_delta(linear.weight)
-        quantised = quantise_weight(merged, config.quant_type, config.group_size, config.qparams_dtype)
-        return quantised.weight.to(linear.weight.dtype)
+        return quantise_weight(
+            linear.plus_delta(linear.weight),
+            config.quant_type,
+            config.group_size,
+            config.qparams_dtype,
+            linear.clip,
+        )
 
 
 def build_student(model: PreTrainedModel, config: TrainConfig) -> Student:
@@ -188,15 +214,21 @@ def build_student(model: PreTrainedModel, config: TrainConfig) -> Student:
     if config.quant_type in GROUPED:
         check_divides(model, config.group_size, config.quantize_lm_head)
     model.requires_grad_(False)
-    switch, codes = Switch(), CodesHash()
+    switch, codes = Switch(order=config.lora_order), CodesHash()
     head = model.get_output_embeddings()
+    # Inside the quantiser the student never reads Q(W).
+    pack = config.base_memory == "small" or config.lora_order == "inside"
     for name, linear in quantised_linears(model, config.quantize_lm_head).items():
-        quantised = quantise_weight(linear.weight, config.quant_type, config.group_size, config.qparams_dtype)
+        clip = clip_for(linear.weight, config)
+        quantised = quantise_weight(
+            linear.weight, config.quant_type, config.group_size, config.qparams_dtype, clip
+        )
         codes.add(name, quantised)
+        held: Held = Packed(quantised, linear.weight.dtype) if pack else quantised.weight
         if linear is head:
-            model.set_output_embeddings(DualLinear(linear, quantised.weight, switch))
+            model.set_output_embeddings(DualLinear(linear, held, switch))
             continue
-        replaced = LoraLinear(linear, quantised.weight, switch, config.lora_r, config.lora_scale)
+        replaced = LoraLinear(linear, held, switch, config.lora_r, config.lora_scale, clip)
         replaced.initialise(config.seed, name)
         model.set_submodule(name, replaced)
     if config.gradient_checkpointing:

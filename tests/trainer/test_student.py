@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.adapter import Adapter, Mode
+from trainer.adapter import Adapter
 from trainer.config import TrainConfig
+from trainer.linear import Mode
 from trainer.losses import fused_jsd
 from trainer.quant import quantise_weight
 from trainer.student import Student, build_student
@@ -115,8 +116,8 @@ def test_dense_weights_follow_the_adapter_into_one_buffer(
         expected = _logits(student, ids_BT, "student")
         torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-4)
     assert linear.filled().data_ptr() == buffer
-    student.free_dense()
-    assert linear.dense is None
+    student.free_merged()
+    assert linear.made is None
     assert torch.equal(_logits(student, ids_BT, mode), after)
 
 
@@ -260,7 +261,7 @@ def test_w_is_shared_not_copied(make_model: MakeModel) -> None:
     student = build_student(model, _config())
     for name, linear in student.linears.items():
         assert linear.weight.data_ptr() == before[f"{name}.weight"]
-        assert linear.dense is None
+        assert linear.made is None
     none = build_student(make_model("llama"), _config(quant_type="none"))
     assert all(linear.base.data_ptr() == linear.weight.data_ptr() for linear in none.linears.values())
 
