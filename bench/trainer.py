@@ -121,9 +121,10 @@ def _line(name: str, steps: Sequence[dict[str, Any]], case: dict[str, Any]) -> s
         versus = f" ({median([one['seconds'] / two['seconds'] for one, two in pairs]):.2f}×)"
     # In TRL the loss is computed inside what is counted as forward; ours are two laps.
     forward = part("forward", "loss") if name.startswith(OURS) else part("forward and loss")
+    memory, loaded = middle("above_loaded_mib"), case["loaded_mib"][name]
     return (
         f"| {ROWS[name]} | {middle('seconds'):.2f}{versus} | {middle('cpu_s'):.2f} | {part('rollout')} "
-        f"| {forward} | {part('backward')} | {middle('above_loaded_mib'):,.0f} | {case['loaded_mib'][name]:,.0f} |"
+        f"| {forward} | {part('backward')} | {memory:,.0f} | {loaded:,.0f} |"
     )
 
 
