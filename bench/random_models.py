@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,8 @@ def _bytes_tokenizer() -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>", chat_template=CHATML
     )
+
+
+if __name__ == "__main__":
+    made = make(sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4])
+    sys.stdout.write(f"{made}\n")

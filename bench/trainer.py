@@ -4,13 +4,14 @@
     python -m bench.trainer --model random:qwen3-4b --json found.json   # on a GPU
     python -m bench.trainer --markdown found.json …           # tables of what was found
 
-Every row runs in a process of its own (bench/trainer_row.py). The rows of a case take their steps in turn,
-so that what else the machine does falls on all of them; figures are medians over such pairs of steps.
+Every row runs in a process of its own (bench/trainer_row.py). On a CPU the rows of a case take their steps in
+turn, so that what else the machine does falls on all of them; figures are medians over such pairs of steps.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -69,24 +70,35 @@ class Row:
 
 
 def measure(
-    case: Case, rows: Sequence[str], settings: dict[str, Any], device: str, steps: int
+    case: Case, rows: Sequence[str], settings: dict[str, Any], device: str, steps: int, warm_up: int
 ) -> dict[str, Any]:
-    """Every row's loaded memory, warm-up step and measured steps, which the rows took in turn."""
-    running: list[Row] = []
-    try:
-        for name in rows:
-            running.append(Row(name, settings | case.settings, device))
-        warm_up = {row.name: row.step() for row in running}
-        found: dict[str, list[dict[str, Any]]] = {row.name: [] for row in running}
-        for _ in range(steps):
-            for row in running:
-                found[row.name].append(row.step())
-    finally:
-        for row in running:
-            row.end()
-    check_equal_work(case, found)
-    loaded = {row.name: row.loaded_mib for row in running}
-    return {"what": case.what, "loaded_mib": loaded, "warm_up": warm_up, "steps": found}
+    """Every row's loaded memory, warm-up steps and measured steps."""
+    wanted = settings | case.settings
+    # A GPU's memory does not hold all rows at once, and nobody else computes on it.
+    groups = [[name] for name in rows] if device == "cuda" else [list(rows)]
+    found: dict[str, list[dict[str, Any]]] = {}
+    loaded: dict[str, float] = {}
+    for group in groups:
+        with contextlib.ExitStack() as stack:
+            running = []
+            for name in group:
+                running.append(Row(name, wanted, device))
+                stack.callback(running[-1].end)
+            loaded |= {row.name: row.loaded_mib for row in running}
+            found |= in_turn(running, warm_up + steps)
+    warm_ups = {name: taken[:warm_up] for name, taken in found.items()}
+    measured = {name: taken[warm_up:] for name, taken in found.items()}
+    check_equal_work(case, measured)
+    return {"what": case.what, "loaded_mib": loaded, "warm_up": warm_ups, "steps": measured}
+
+
+def in_turn(rows: Sequence[Row], steps: int) -> dict[str, list[dict[str, Any]]]:
+    """What each row says of its steps: all rows take their first, then all their second, and so on."""
+    found: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
+    for _ in range(steps):
+        for row in rows:
+            found[row.name].append(row.step())
+    return found
 
 
 def markdown(values: Sequence[dict[str, Any]]) -> str:
@@ -153,9 +165,10 @@ def the_model(name: str, dtype: str, device: str, folder: Path) -> str:
     """What load_model takes for a name given here; random models are made in `folder`."""
     if not name.startswith(RANDOM):
         return name
-    from bench.random_models import make
-
-    return str(make(name.removeprefix(RANDOM), folder, dtype, device))
+    # In a process of its own: this one should hold no memory, least of all a GPU's.
+    command = [sys.executable, "-m", "bench.random_models", name.removeprefix(RANDOM), folder, dtype, device]
+    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return told.splitlines()[-1]
 
 
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -166,7 +179,8 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--markdown", type=Path, nargs="+", help="only print tables of these files")
     parser.add_argument("--only", nargs="+", choices=list(CASES), help="these cases")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), help="only these rows")
-    parser.add_argument("--steps", type=int, default=5, help="measured steps after one to warm up")
+    parser.add_argument("--steps", type=int, default=5, help="measured steps of each row")
+    parser.add_argument("--warm-up", type=int, default=1, help="steps before them that do not count")
     parser.add_argument(
         "--model", default=SMOLLM2, help="as in train, or random:SIZE (bench/random_models.py)"
     )
@@ -191,7 +205,7 @@ def main(words: Sequence[str] | None = None) -> int:
         source = the_model(case.model or model, dtype, device, options.models)
         rows = [row for row in case.rows if not options.rows or row in options.rows]
         settings = base_settings(source, dtype, options.quick)
-        found[name] = measure(case, rows, settings, device, options.steps)
+        found[name] = measure(case, rows, settings, device, options.steps, options.warm_up)
         report.add(*figures(case, found[name]["steps"]))
     value = {
         "settings": {"model": model, "dtype": dtype, "device": _device_name(device), "steps": options.steps},
