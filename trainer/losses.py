@@ -53,8 +53,8 @@ def fused_jsd(
     Shapes: hidden [rows, width], head [vocabulary, width]; the widths of teacher and student may differ.
     Result: a float32 scalar, the sum (the caller divides by the step's completion tokens), differentiable
     with respect to `student_hidden_NH` alone, once. Give it completion rows only: every row counts.
-    `chunk_rows` rows of both models' logits are alive at a time (default: `chunk_rows_of`), and `kernel` turns
-    them into losses and gradient in place. So the work is 6·N·H·V floating-point operations: two projections
+    `chunk_rows` rows of both models' logits are alive at a time (default: `chunk_rows_of`), and `kernel`
+    turns them into losses and gradient in place. So the work is 6·N·H·V floating-point operations: two projections
     and one gradient GEMM, which is what the unchunked way needs with frozen heads.
     Raises ValueError as `generalized_jsd`, and for a head that requires a gradient.
     """
@@ -104,7 +104,7 @@ class _FusedJsd(torch.autograd.Function):
         student_CV = teacher_CV = None
         for start in range(0, len(student_hidden_NH), chunk_rows):
             rows = slice(start, start + chunk_rows)
-            # The logits of the chunk before are overwritten: fresh memory of this size costs more than to fill it.
+            # Over the logits of the chunk before: fresh memory of this size costs page faults.
             student_CV = project(student_hidden_NH[rows], student_head_VH, student_CV)
             teacher_CV = project(teacher_hidden_NH[rows], teacher_head_VH, teacher_CV)
             total += kernel(student_CV, teacher_CV, beta, temperature).sum(dtype=torch.float64)
