@@ -73,10 +73,7 @@ def jsd_kernel(  # type: ignore[no-untyped-def]
                 log_m = tl.log(tl.maximum(beta * p + (1 - beta) * s, 1.1754944e-38))
                 kl_s += tl.sum(s * (log_s - log_m), axis=0)
                 loss += tl.sum(p * (log_p - log_m), axis=0)
-        if MODE == 1:
-            loss = kl_s
-        else:
-            loss = beta * loss + (1 - beta) * kl_s
+        loss = kl_s if MODE == 1 else beta * loss + (1 - beta) * kl_s
     for start in range(0, vocabulary, BLOCK):
         at = start + tl.arange(0, BLOCK)
         inside = at < vocabulary

@@ -54,8 +54,8 @@ def fused_jsd(
     Result: a float32 scalar, the sum (the caller divides by the step's completion tokens), differentiable
     with respect to `student_hidden_NH` alone, once. Give it completion rows only: every row counts.
     `chunk_rows` rows of both models' logits are alive at a time (default: `chunk_rows_of`), and `kernel`
-    turns them into losses and gradient in place. So the work is 6·N·H·V floating-point operations: two projections
-    and one gradient GEMM, which is what the unchunked way needs with frozen heads.
+    turns them into losses and gradient in place. So the work is 6·N·H·V floating-point operations: two
+    projections and one gradient GEMM, which is what the unchunked way needs with frozen heads.
     Raises ValueError as `generalized_jsd`, and for a head that requires a gradient.
     """
     _check(len(teacher_head_VH), len(student_head_VH), beta, temperature)
