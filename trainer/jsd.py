@@ -17,7 +17,7 @@ CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 28}
 """One model's logits of a chunk in float32: enough rows for a fast GEMM, little beside the model."""
 MIN_ROWS = 64
 BLOCK_ELEMENTS = 1 << 18
-"""The kernel's elementwise passes go over so many logits at a time, which stay in the cache between passes."""
+"""The elementwise passes go over so many logits at a time, which stay in the cache between passes."""
 SLICE_ENTRIES = 8192
 """Entries of a bf16 head that are widened at a time."""
 TINY = torch.finfo(torch.float32).tiny

@@ -91,6 +91,7 @@ def interpreted() -> list[dict[str, Any]]:
     return cases
 
 
+@pytest.mark.slow
 def test_the_arithmetic_is_the_definitions_in_float64(interpreted: list[dict[str, Any]]) -> None:
     assert len(interpreted) == 15 + 5 + 2 * (5 + 5)
     # The interpreter cuts bf16 where a GPU rounds: 2^-7 and not 2^-8.
