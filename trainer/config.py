@@ -161,6 +161,9 @@ class TrainPlace(Settings):
     micro_batch_split: Int = Field(
         1, ge=1, description="Cut each micro-batch in this many parts (the out-of-memory remedy)."
     )
+    loss_kernel: Literal["auto", "torch", "triton"] = Field(
+        "auto", description="auto: Triton's on CUDA if it agrees with torch's on the first rows."
+    )
     stall_minutes: Float = Field(
         10.0, gt=0, description="Exit 77 after this long without progress (or 20 median steps)."
     )

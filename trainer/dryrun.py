@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 from trainer.config import TrainConfig
 from trainer.data import MIN_COMPLETION_ROOM
+from trainer.jsd import chunk_rows_of
 
 if TYPE_CHECKING:
     from trainer.session import Session
-
-HEAD_CHUNK_ROWS = 256
 
 
 def describe(session: Session) -> str:
@@ -65,5 +64,5 @@ def memory_estimate(session: Session) -> dict[str, float]:
         "rollout copy": linears * itemsize if config.lmbda > 0 else 0,
         "LoRA and AdamW": trained * 4 * 4,
         "activations": tokens * layers * width * kept * itemsize / 2,
-        "loss": 3 * HEAD_CHUNK_ROWS * vocabulary * 4,
+        "loss": 3 * chunk_rows_of(session.student.head("student")) * vocabulary * 4,
     }

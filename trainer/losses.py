@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from trainer.jsd import JsdKernel, chunk_rows_of, jsd_and_grad_, project, pull_back
+
 
 def generalized_jsd(
     student_logits_NV: Tensor, teacher_logits_NV: Tensor, beta: float, temperature: float = 1.0
@@ -43,16 +45,17 @@ def fused_jsd(
     teacher_head_VH: Tensor,
     beta: float,
     temperature: float = 1.0,
-    chunk_rows: int = 256,
+    chunk_rows: int | None = None,
+    kernel: JsdKernel = jsd_and_grad_,
 ) -> Tensor:
     """Sum over rows of `generalized_jsd` of the two heads' logits, in nats, without the logits of all rows.
 
     Shapes: hidden [rows, width], head [vocabulary, width]; the widths of teacher and student may differ.
     Result: a float32 scalar, the sum (the caller divides by the step's completion tokens), differentiable
     with respect to `student_hidden_NH` alone, once. Give it completion rows only: every row counts.
-    `chunk_rows` rows of logits are alive at a time, in float32; the gradient is closed-form (the softmaxes
-    are still there when the loss is), so the work is 6·N·H·V floating-point operations: two projections and
-    one gradient GEMM, which is what the unchunked way needs with frozen heads.
+    `chunk_rows` rows of both models' logits are alive at a time (default: `chunk_rows_of`), and `kernel`
+    turns them into losses and gradient in place. So the work is 6·N·H·V floating-point operations: two
+    projections and one gradient GEMM, which is what the unchunked way needs with frozen heads.
     Raises ValueError as `generalized_jsd`, and for a head that requires a gradient.
     """
     _check(len(teacher_head_VH), len(student_head_VH), beta, temperature)
@@ -72,7 +75,8 @@ def fused_jsd(
         teacher_head_VH,
         beta,
         temperature,
-        chunk_rows,
+        chunk_rows or chunk_rows_of(student_head_VH),
+        kernel,
         # Inside forward gradients are always off, so it cannot see for itself.
         torch.is_grad_enabled() and student_hidden_NH.requires_grad,
     )
@@ -92,19 +96,20 @@ class _FusedJsd(torch.autograd.Function):
         beta: float,
         temperature: float,
         chunk_rows: int,
+        kernel: JsdKernel,
         want_grad: bool,
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=student_hidden_NH.device)
         grad_NH = torch.empty_like(student_hidden_NH) if want_grad else None
+        student_CV = teacher_CV = None
         for start in range(0, len(student_hidden_NH), chunk_rows):
             rows = slice(start, start + chunk_rows)
-            student_CV = _logits(student_hidden_NH[rows], student_head_VH, temperature)
-            teacher_CV = _logits(teacher_hidden_NH[rows], teacher_head_VH, temperature)
-            losses_C, grad_CV = _jsd_and_grad_(student_CV, teacher_CV, beta)
-            total += losses_C.sum(dtype=torch.float64)
+            # Over the logits of the chunk before: fresh memory of this size costs page faults.
+            student_CV = project(student_hidden_NH[rows], student_head_VH, student_CV)
+            teacher_CV = project(teacher_hidden_NH[rows], teacher_head_VH, teacher_CV)
+            total += kernel(student_CV, teacher_CV, beta, temperature).sum(dtype=torch.float64)
             if grad_NH is not None:
-                grad_CV.div_(temperature)
-                torch.mm(grad_CV.to(student_head_VH.dtype), student_head_VH, out=grad_NH[rows])
+                pull_back(student_CV, student_head_VH, grad_NH[rows])
         if grad_NH is not None:
             ctx.save_for_backward(grad_NH)
         return total.float()
@@ -113,46 +118,7 @@ class _FusedJsd(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (grad_NH,) = ctx.saved_tensors
-        return (grad_NH * grad_output.to(grad_NH.dtype), *[None] * 7)
-
-
-def _logits(hidden_CH: Tensor, head_VH: Tensor, temperature: float) -> Tensor:
-    """Float32 logits / temperature: a GEMM in the model's dtype, everything after it in float32."""
-    logits_CV = torch.mm(hidden_CH, head_VH.T).float()
-    return logits_CV if temperature == 1 else logits_CV.div_(temperature)
-
-
-def _jsd_and_grad_(student_CV: Tensor, teacher_CV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Loss of each row and its gradient in the student's logits; both arguments are overwritten.
-
-    With D = log S - log P (reverse) or log S - log M (between), the gradient is S·(D - Σ S·D), times (1 - β)
-    between; for forward KL it is S - P (trainer.md §1.1).
-    """
-    log_s, log_p = _log_softmax_(student_CV), _log_softmax_(teacher_CV)
-    if beta == 0:
-        p = log_p.exp()
-        losses = log_p.sub_(log_s).mul_(p).sum(-1)
-        return losses, log_s.exp_().sub_(p)
-    if beta == 1:
-        d, s = torch.sub(log_s, log_p, out=log_p), log_s.exp_()
-        return _centre_(s, d)
-    log_m = torch.logaddexp(log_p + math.log(beta), log_s + math.log1p(-beta))
-    p = log_p.exp()
-    kl_p = log_p.sub_(log_m).mul_(p).sum(-1)
-    d, s = torch.sub(log_s, log_m, out=log_m), log_s.exp_()
-    kl_s, grad = _centre_(s, d)
-    return beta * kl_p + (1 - beta) * kl_s, grad.mul_(1 - beta)
-
-
-def _centre_(s: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ S·D of each row, and S·(D - Σ S·D) in `d`'s memory; `s` is overwritten."""
-    weighted = d.mul_(s)
-    mean = weighted.sum(-1)
-    return mean, weighted.sub_(s.mul_(mean[:, None]))
-
-
-def _log_softmax_(logits: Tensor) -> Tensor:
-    return logits.sub_(torch.logsumexp(logits, dim=-1, keepdim=True))
+        return (grad_NH * grad_output.to(grad_NH.dtype), *[None] * 8)
 
 
 def _kl(log_a_NV: Tensor, log_b_NV: Tensor) -> Tensor:

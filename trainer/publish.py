@@ -68,6 +68,8 @@ def publish(session: Session, summary: TrainSummary, about: Mapping[str, Any]) -
     session.metrics.finish()
     fence.write_json(folder.samples, samples)
     done = {"status": "done", "finished": time.time(), "adapter_sha256": weights}
+    if note := getattr(session.kernel, "note", None):
+        done["loss_kernel"] = note
     fence.write_json(folder.run, {**about, **done, "dataset": _dataset(session)})
     record = Record(
         stage="train",

@@ -10,6 +10,7 @@ from trainer.config import TrainConfig, TrainPlace
 from trainer.data import TrainData
 from trainer.distributed import World
 from trainer.fence import Fence
+from trainer.jsd import JsdKernel, jsd_and_grad_
 from trainer.layout import RunFolder
 from trainer.metrics import Metrics
 from trainer.student import Student
@@ -33,6 +34,7 @@ class Session:
     metrics: Metrics
     stop: StopSignal
     watchdog: Watchdog
+    kernel: JsdKernel = jsd_and_grad_
 
     def check(self) -> None:
         """A safe point of this process: something moved, and a signal ends the work here."""

@@ -14,6 +14,7 @@ from trainer.distributed import World
 from trainer.fence import Fence
 from trainer.folder import run_folder
 from trainer.layout import RunFolder
+from trainer.loss_kernel import choose_kernel
 from trainer.metrics import Metrics
 from trainer.models import load_model, load_tokenizer, model_fingerprint
 from trainer.results import ExitCode, Record
@@ -28,6 +29,7 @@ def prepare(config: TrainConfig, place: TrainPlace, world: World, stop: StopSign
     torch.manual_seed(config.seed)
     if place.deterministic:
         torch.use_deterministic_algorithms(True)
+    kernel = choose_kernel(place.loss_kernel, world.device)
     folder = run_folder(config, place)
     models_dir = Path(place.models_dir) if place.models_dir else None
     tokenizer = load_tokenizer(config.model_name, config.model_revision, models_dir)
@@ -67,6 +69,7 @@ def prepare(config: TrainConfig, place: TrainPlace, world: World, stop: StopSign
         metrics=Metrics(folder.metrics, fence),
         stop=stop,
         watchdog=watchdog,
+        kernel=kernel,
     )
 
 

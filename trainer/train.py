@@ -210,6 +210,7 @@ def _accumulate(session: Session, step: int, items: list[Item], clock: Stopwatch
             student.head("teacher"),
             config.beta,
             config.loss_temperature,
+            kernel=session.kernel,
         )
         if not math.isfinite(loss.item()):
             raise Diverged(_where(step, list(part), f"loss {loss.item()}"))

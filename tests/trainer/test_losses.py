@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from trainer import jsd
+from trainer.jsd import jsd_and_grad_
 from trainer.losses import fused_jsd, generalized_jsd
 
 BETAS = [0.0, 0.1, 0.5, 0.9, 1.0]
@@ -216,19 +223,127 @@ def test_rows_left_out_count_for_nothing_even_when_they_are_nan(case: dict[str, 
     assert torch.isfinite(poisoned.grad).all()
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("beta", BETAS)
-def test_softmax_of_bf16_logits_is_in_float32(case: dict[str, Tensor], beta: float) -> None:
-    """Bug 12 (Liger): log_softmax in bf16, a few percent off. Here only the logits themselves are bf16."""
+def test_bf16_logits_are_computed_with_in_float32(
+    case: dict[str, Tensor], beta: float, temperature: float
+) -> None:
+    """Bug 12 (Liger): log_softmax in bf16, a few percent off. Here logits and gradient alone are bf16."""
+    student, teacher = (logits.bfloat16() for logits in _logits(case))
+    expected = reference(student, teacher, beta, temperature)
+    expected_grad = reference_grad(student, teacher, beta, temperature)
+    in_bf16 = torch.log_softmax(student, -1).exp().sum(-1).float()
+    assert (in_bf16 - 1).abs().max() > 1e-4, "the case must be one where bf16 shows"
+
+    grad = student.clone()
+    losses = jsd_and_grad_(grad, teacher, beta, temperature)
+
+    assert losses.dtype == torch.float32
+    np.testing.assert_allclose(losses.numpy(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize("has_bf16_units", [True, False])
+@pytest.mark.parametrize("beta", BETAS)
+def test_bf16_heads_give_the_loss_of_their_product_with_and_without_bf16_units(
+    case: dict[str, Tensor], beta: float, has_bf16_units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsd, "_widened", lambda head_VH: not has_bf16_units)
+    monkeypatch.setattr(jsd, "SLICE_ENTRIES", 10)
     low = {name: value.detach().bfloat16() for name, value in case.items()}
-    student = (low["student_hidden_NH"] @ low["student_head_VH"].T).float()
-    teacher = (low["teacher_hidden_NH"] @ low["teacher_head_VH"].T).float()
+    hidden = low["student_hidden_NH"].requires_grad_()
+    wide = {name: value.detach().double() for name, value in low.items()}
+    student = wide["student_hidden_NH"] @ wide["student_head_VH"].T
+    teacher = wide["teacher_hidden_NH"] @ wide["teacher_head_VH"].T
 
     loss = fused_jsd(**low, beta=beta)
+    loss.backward()
 
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(reference(student, teacher, beta, 1.0).sum(), rel=1e-6)
-    in_bf16 = torch.log_softmax(student.bfloat16(), -1).exp().sum(-1).float()
-    assert (in_bf16 - 1).abs().max() > 1e-4, "the case must be one where bf16 shows"
+    # With units the logits are rounded to bf16 before the loss; the wide way rounds the result alone.
+    tolerance = 2e-2 if has_bf16_units else 1e-5
+    assert loss.item() == pytest.approx(reference(student, teacher, beta, 1.0).sum(), rel=tolerance)
+    expected = reference_grad(student, teacher, beta, 1.0) @ wide["student_head_VH"]
+    assert hidden.grad is not None
+    error = (hidden.grad.double() - expected).norm() / expected.norm()
+    assert error < (2e-2 if has_bf16_units else 2**-8)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_logits_go_through_the_kernel_in_blocks(
+    case: dict[str, Tensor], beta: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, teacher = _logits(case)
+    whole, losses = student.clone(), jsd_and_grad_(student.clone(), teacher.clone(), beta, 0.7)
+    jsd_and_grad_(whole, teacher.clone(), beta, 0.7)
+
+    monkeypatch.setattr(jsd, "BLOCK_ELEMENTS", 5 * V)
+    in_blocks = student.clone()
+
+    assert torch.equal(jsd_and_grad_(in_blocks, teacher, beta, 0.7), losses)
+    assert torch.equal(in_blocks, whole)
+
+
+class _Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for tensor in (result,) if isinstance(result, Tensor) else ():
+            self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.itemsize)
+        return result
+
+
+def test_no_logits_beyond_a_chunk_are_ever_made() -> None:
+    rows, vocabulary = 40, 500
+    hidden, head = torch.randn(rows, 3, requires_grad=True), torch.randn(vocabulary, 3)
+    with _Largest() as largest:
+        fused_jsd(hidden, head, torch.randn(rows, 3), head, 0.5, chunk_rows=8).backward()
+    # Five rows of float32 scratch for each row of a block, which is no more than the chunk.
+    assert largest.elements <= 5 * 8 * vocabulary
+
+
+def test_extreme_logits_keep_loss_and_gradient() -> None:
+    student, teacher = torch.tensor([[1e4, -1e4, 3.0]]), torch.tensor([[1e4, 9e3, -1e4]])
+    for beta in BETAS:
+        grad = student.clone()
+        loss = jsd_and_grad_(grad, teacher.clone(), beta, 1.0)
+        assert torch.isfinite(loss).all()
+        assert torch.isfinite(grad).all()
+        assert loss.item() == pytest.approx(0, abs=1e-6), "both are certain of the same token"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 9),
+    vocabulary=st.integers(2, 70),
+    chunk_rows=st.integers(1, 12),
+    beta=st.floats(0, 1),
+    temperature=st.floats(0.25, 4),
+    spread=st.floats(0, 8),
+)
+def test_any_loss_is_the_references_and_within_its_bounds(
+    seed: int, rows: int, vocabulary: int, chunk_rows: int, beta: float, temperature: float, spread: float
+) -> None:
+    """0 ≤ JSD_β ≤ H(β), the entropy of a coin of bias β; independent of the chunk."""
+    drawn = torch.Generator().manual_seed(seed)
+    student, teacher = (spread * torch.randn(rows, vocabulary, generator=drawn) for _ in range(2))
+    hidden, eye = student.clone().requires_grad_(), torch.eye(vocabulary)
+
+    loss = fused_jsd(hidden, eye, teacher, eye, beta, temperature, chunk_rows)
+    loss.backward()
+
+    expected = reference(student, teacher, beta, temperature).sum()
+    assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert loss.item() >= -1e-5
+    if 0 < beta < 1:
+        entropy = -beta * math.log(beta) - (1 - beta) * math.log1p(-beta)
+        assert loss.item() <= rows * entropy + 1e-5
+    assert hidden.grad is not None
+    wanted = reference_grad(student, teacher, beta, temperature)
+    torch.testing.assert_close(hidden.grad.double(), wanted, rtol=1e-3, atol=2e-5)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])

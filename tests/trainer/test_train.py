@@ -18,7 +18,9 @@ from trainer.distributed import World
 from trainer.fence import Fence, FenceLost
 from trainer.flags import UsageError
 from trainer.folder import check_folder, finished
+from trainer.jsd import jsd_and_grad_
 from trainer.layout import ADAPTER_WEIGHTS, RunFolder, read_json
+from trainer.loss_kernel import CheckedKernel
 from trainer.session import Session
 from trainer.setup import prepare
 
@@ -351,3 +353,15 @@ def test_the_loss_falls(config_of, tmp_path):
     loop.train(session_of(config_of(lmbda=0.0, max_steps=25, learning_rate=1e-2), tmp_path))
     losses = [line["loss"] for line in lines(tmp_path)]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_a_loss_kernel_that_disagrees_changes_no_byte_and_is_told(config_of, tmp_path):
+    config = config_of(lmbda=0.0)
+    loop.train(session_of(config, tmp_path / "plain"))
+    session = session_of(config, tmp_path / "wrong")
+    session.kernel = CheckedKernel(lambda *logits: 2 * jsd_and_grad_(*logits))
+    loop.train(session)
+    assert weights(tmp_path / "wrong") == weights(tmp_path / "plain")
+    assert lines(tmp_path / "wrong") == lines(tmp_path / "plain")
+    assert "fast one's loss must be" in read_json(RunFolder(tmp_path / "wrong").run)["loss_kernel"]
+    assert "loss_kernel" not in read_json(RunFolder(tmp_path / "plain").run)
