@@ -1,4 +1,4 @@
-"""llama.cpp computes the trained function from the GGUF files: mean KL to it within its 8-bit activations' noise.
+"""llama.cpp computes the trained function from the GGUF files: KL within the noise of its 8-bit activations.
 
 The yardstick beside it is the same model in bf16 against float32, on the same prompts.
 """

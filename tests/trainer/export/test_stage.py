@@ -129,7 +129,7 @@ def test_a_folder_of_others_is_never_replaced(make_run: Any, tmp_path: Path) -> 
 def test_a_run_that_is_not_done_needs_its_checkpoint_named(make_run: Any) -> None:
     run, _ = make_run()
     os.rename(run.adapter, run.checkpoint(40))
-    with pytest.raises(UsageError, match="the run is not done.*--checkpoint 40"):
+    with pytest.raises(UsageError, match=r"the run is not done.*--checkpoint 40"):
         _export(run, "peft")
     _export(run, "peft", checkpoint=40)
     assert (run.export("peft", "checkpoint-40") / EXPORT_MANIFEST).is_file()
