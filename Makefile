@@ -3,7 +3,7 @@ UV := $(shell command -v uv || echo .uv/bin/uv)
 SYNC := $(UV) sync --frozen --inexact --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-exhaustive check fmt docs images cluster-up cluster-down test-cluster clean
+.PHONY: help quickstart test test-slow test-exhaustive test-llamacpp check fmt docs images cluster-up cluster-down test-cluster clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -12,7 +12,7 @@ quickstart: .venv/quickstart.stamp ## Install, distil a real 135M model three wa
 	.venv/bin/orch submit sweeps/quickstart.yaml --local --wait
 
 test: .venv/dev.stamp ## Install and run the tests (under 3 minutes)
-	.venv/bin/python -m pytest -q -n 2 --dist loadscope -m "not slow and not exhaustive and not gpu and not cluster"
+	.venv/bin/python -m pytest -q -n 2 --dist loadscope -m "not slow and not exhaustive and not gpu and not cluster and not llamacpp"
 
 test-slow: .venv/dev.stamp ## The tests that take minutes: real kills, several processes, the real small model
 	.venv/bin/python -m pytest -q -m "slow and not gpu and not cluster"
@@ -41,6 +41,10 @@ cluster-up: ## A real Kubernetes on this machine, as root (docs/development.md; 
 
 cluster-down: ## End and remove all that cluster-up started; built programs stay in the cache
 	python3 -m tests.cluster.rig down
+
+test-llamacpp: .venv/dev.stamp ## GGUF exports in llama.cpp itself (builds it first: 13 minutes)
+	$(SYNC) --all-extras --group llamacpp
+	.venv/bin/python -m pytest -q -m llamacpp
 
 test-cluster: .venv/dev.stamp ## The tests on a real cluster: the one that is up, else one of their own
 	.venv/bin/python -m pytest -q -m cluster tests/cluster tests/images

@@ -40,6 +40,7 @@ DOORS = {
     "typer": ("orchestrator/cli",),
     "bitsandbytes": ("trainer/quant.py", "trainer/bnb"),
     "peft": ("trainer/adapter.py",),
+    "gguf": ("trainer/export/",),
     "lm_eval": ("trainer/evaluate.py", "trainer/harness.py"),
 }
 """Outside things and the only files, or folders, that import them."""

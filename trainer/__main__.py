@@ -1,4 +1,4 @@
-"""python -m trainer train | eval | fetch | gc: flags in, exit code and record out.
+"""python -m trainer train | eval | export | fetch | gc: flags in, exit code and record out.
 
 Everything that can be answered without torch is answered before it loads.
 """
@@ -18,6 +18,8 @@ from trainer.attempt import Diverged, Preempted, StopSignal, write_record
 from trainer.config import (
     EvalConfig,
     EvalPlace,
+    ExportConfig,
+    ExportPlace,
     FetchConfig,
     GcConfig,
     Settings,
@@ -33,6 +35,7 @@ from trainer.volume import explain
 KINDS: dict[str, tuple[type[Settings], ...]] = {
     "train": (TrainConfig, TrainPlace),
     "eval": (EvalConfig, EvalPlace),
+    "export": (ExportConfig, ExportPlace),
     "fetch": (FetchConfig,),
     "gc": (GcConfig,),
 }
@@ -40,6 +43,7 @@ HELP = """usage: python -m trainer COMMAND [--flag value …] [@file.toml …]
 
   train   distil a teacher into its own quantised self
   eval    measure teacher, ptq and adapters
+  export  write the trained function as PEFT, bf16, compressed-tensors or GGUF files
   fetch   bring a model and its data to the volume
   gc      say which old checkpoints and leftovers may go; --delete removes them
 
@@ -170,6 +174,17 @@ def _other(command: str, settings: list[Settings]) -> int:
 
         return _guarded("fetch", fetching.run_id, work)
     config, place = settings
+    if command == "export":
+        assert isinstance(config, ExportConfig)
+        assert isinstance(place, ExportPlace)
+        exporting, target = config, place
+
+        def write() -> Record | None:
+            from trainer.export.stage import export
+
+            return export(exporting, target)
+
+        return _guarded("export", place.run_id, write)
     assert isinstance(config, EvalConfig)
     assert isinstance(place, EvalPlace)
 

@@ -1,4 +1,4 @@
-"""Which adapters an evaluation measures and on which base: an adapter's own run decides. Torch-free."""
+"""Which adapters are evaluated or exported, and on which base: an adapter's own run decides. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config import EvalConfig, LoraOrder, ModelSettings, TrainConfig
+from trainer.config import BaseChoice, LoraOrder, ModelSettings, TrainConfig
 from trainer.flags import UsageError
 from trainer.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RunFolder, read_json
 
@@ -131,7 +131,7 @@ def _read_run(home: Path | None) -> dict[str, Any] | None:
     return run
 
 
-def resolve_base(config: EvalConfig, sources: Sequence[AdapterSource]) -> TrainConfig:
+def resolve_base(config: BaseChoice, sources: Sequence[AdapterSource]) -> TrainConfig:
     """The one base all measurements stand on, as the config that `build_student` takes.
 
     An adapter's own run decides; flags fill in what no run says. Raises UsageError, all faults at once, when
@@ -140,7 +140,7 @@ def resolve_base(config: EvalConfig, sources: Sequence[AdapterSource]) -> TrainC
     faults: list[str] = []
     chosen: dict[str, Any] = {}
     given = {name: getattr(config, name) for name in (*BASE_FIELDS, "mixed_precision")}
-    if config.model_revision == EvalConfig().model_revision:
+    if config.model_revision == BaseChoice().model_revision:
         given["model_revision"] = None
     for name, flag in given.items():
         if name in GROUPED_ONLY and not str(chosen.get("quant_type")).startswith("int4"):

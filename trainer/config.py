@@ -19,6 +19,7 @@ QuantType = Literal["int4", "int4_sym", "bnb_nf4", "bnb_fp4", "none"]
 Dtype = Literal["bf16", "fp32"]
 LoraOrder = Literal["outside", "inside"]
 AdapterForm = Literal["adapter", "merged"]
+ExportFormat = Literal["peft", "bf16", "compressed-tensors", "gguf", "gguf-lora"]
 OWN_TASKS = frozenset({"everyday"})
 """Tasks that ship with the trainer: nothing is fetched for them."""
 DEFAULT_TASKS = ["hellaswag", "arc_easy", "arc_challenge", "winogrande", "mmlu"]
@@ -170,12 +171,9 @@ class TrainPlace(Settings):
     deterministic: bool = Field(False, description="CUDA: refuse operations that vary by run.")
 
 
-class EvalConfig(Settings):
-    """What an evaluation measures, and on which models."""
+class BaseChoice(Settings):
+    """On which quantised base adapters stand: their own run says it, flags fill in what no run says."""
 
-    lora_paths: list[str] = Field(
-        default_factory=list, description="Run folders, checkpoints or PEFT adapters to evaluate."
-    )
     model_name: str | None = Field(None, description="Teacher; default: the adapters' own.")
     model_revision: str = Field("main", min_length=1, description="Hub revision of the teacher.")
     quant_type: QuantType | None = Field(
@@ -186,6 +184,14 @@ class EvalConfig(Settings):
     quantize_lm_head: bool | None = Field(None, description="Default: the adapters' own.")
     ptq_init: Literal["rtn", "mse"] | None = Field(None, description="Default: the adapters' own.")
     mixed_precision: Dtype | None = Field(None, description="Default: the adapters' own.")
+
+
+class EvalConfig(BaseChoice):
+    """What an evaluation measures, and on which models."""
+
+    lora_paths: list[str] = Field(
+        default_factory=list, description="Run folders, checkpoints or PEFT adapters to evaluate."
+    )
     eval_teacher: bool = Field(True, description="Measure the teacher.")
     eval_ptq: bool = Field(True, description="Measure the quantised model without an adapter.")
     variants: list[AdapterForm] = Field(
@@ -216,6 +222,25 @@ class EvalPlace(Settings):
     baselines_dir: str | None = Field(None, description="Shared teacher and ptq results.")
     run_id: str | None = Field(None, description="Name of the evaluation in its records.")
     tags: list[str] = Field(default=["eval"], description="Free labels.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute.")
+    models_dir: str | None = Field(None, description="Where fetched models lie.")
+
+
+class ExportConfig(BaseChoice):
+    """Which adapter leaves the volume, and in which format."""
+
+    lora_path: str | None = Field(None, description="Run folder, checkpoint or PEFT adapter to export.")
+    format: ExportFormat | None = Field(None, description="What is written; see docs/export.md.")
+    checkpoint: Int | None = Field(
+        None, ge=1, description="Step of the run's checkpoint to export; default: its result."
+    )
+
+
+class ExportPlace(Settings):
+    """Where an export is made and goes to."""
+
+    output_dir: str | None = Field(None, description="Folder; default <run folder>/export/<format>.")
+    run_id: str | None = Field(None, description="Name of the export in its records.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute.")
     models_dir: str | None = Field(None, description="Where fetched models lie.")
 

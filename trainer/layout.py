@@ -16,6 +16,7 @@ Torch-free. A folder or file that exists under its final name is complete; the d
         adapter/                   the result, in PEFT's layout
         samples.json               completions of teacher, ptq and adapter on fixed prompts
         eval/<hash>/<variant>.json evaluations, named by the hash of what they measure
+        export/<format>/           what leaves the volume, whole when it has its manifest
         done.json                  the record of success; last
 """
 
@@ -36,6 +37,10 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 METRICS = "metrics.jsonl"
 CHECKPOINT_STATE = "state.json"
+EXPORT_MANIFEST, EXPORT_CARD = "manifest.json", "README.md"
+EXPORT_ADAPTER = "adapter"
+"""Folder of the PEFT files in an export that ships base and adapter apart."""
+GGUF_MODEL, GGUF_ADAPTER = "model.gguf", "adapter.gguf"
 TERMINATION_LOG_ENV = "ORCH_TERMINATION_LOG"
 """Where the record of an attempt is written; in a pod /dev/termination-log."""
 READY_FILE_ENV = "ORCH_READY_FILE"
@@ -86,6 +91,9 @@ class RunFolder:
 
     def evaluation(self, eval_hash: str) -> Path:
         return self.root / "eval" / eval_hash
+
+    def export(self, kind: str, checkpoint: str | None = None) -> Path:
+        return self.root / "export" / (f"{kind}@{checkpoint}" if checkpoint else kind)
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,16 @@ class Switch:
 
 
 class DualLinear(nn.Module):
-    """A frozen linear that reads W as the teacher and Q(W) in every other mode (the output head)."""
+    """A frozen linear that reads W as the teacher and Q(W) in every other mode (the output head).
 
-    def __init__(self, linear: nn.Linear, quantised: Held, switch: Switch) -> None:
+    clip: see `quantise_weight`.
+    """
+
+    def __init__(self, linear: nn.Linear, quantised: Held, switch: Switch, clip: Tensor | None) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        self.switch, self.quantised = switch, quantised
+        self.switch, self.quantised, self.clip = switch, quantised, clip
 
     @property
     def base(self) -> Tensor:
@@ -52,15 +55,14 @@ class LoraLinear(DualLinear):
     The student is Q(W)x + s·B(Ax) with LoRA outside the quantiser, and Q(W + s·BA)x inside. weight: W, the
     teacher's own parameter, frozen. quantised: Q(W). lora_A [r, in] and lora_B [out, r]: float32 masters,
     computed with in W's dtype. made: the weight of `merged` and `rollout` (and of the student inside), which
-    `Student` fills. clip: see `quantise_weight`. Only x is kept for the backward pass, once for all its
-    readers.
+    `Student` fills. Only x is kept for the backward pass, once for all its readers.
     """
 
     def __init__(
-        self, linear: nn.Linear, quantised: Held, switch: Switch, r: int, scale: float, clip: Tensor | None
+        self, linear: nn.Linear, quantised: Held, switch: Switch, clip: Tensor | None, r: int, scale: float
     ) -> None:
-        super().__init__(linear, quantised, switch)
-        self.scale, self.clip = scale, clip
+        super().__init__(linear, quantised, switch, clip)
+        self.scale = scale
         device = linear.weight.device
         self.lora_A = nn.Parameter(torch.zeros(r, self.in_features, dtype=torch.float32, device=device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, r, dtype=torch.float32, device=device))

@@ -20,7 +20,7 @@ UNPACKED_LIMIT = 65536
 """No honest message of RECORD_LIMIT bytes unpacks to more."""
 ERROR_LIMIT = 1200
 
-Stage = Literal["fetch", "baseline", "train", "eval", "report", "gc"]
+Stage = Literal["fetch", "baseline", "train", "eval", "export", "report", "gc"]
 VariantName = Literal["teacher", "ptq", "adapter", "merged"]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -161,7 +161,7 @@ class Student:
         form = self._form(mode)
         if form is None:
             return linear.base
-        weight = self._merged(linear).weight if form == "merged" else linear.plus_delta(linear.base)
+        weight = self.quantised(name, "merged").weight if form == "merged" else linear.plus_delta(linear.base)
         return weight.to(linear.weight.dtype)
 
     def _form(self, mode: Mode) -> Mode | None:
@@ -184,22 +184,26 @@ class Student:
             if linear.made_key == key:
                 continue
             if packed:
-                linear.made = Packed(self._merged(linear), linear.weight.dtype)
+                linear.made = Packed(self.quantised(name, "merged"), linear.weight.dtype)
             else:
                 if not isinstance(linear.made, Tensor):
                     linear.made = torch.empty_like(linear.weight)
                 linear.made.copy_(self.weight(name, mode))
             linear.made_key = key
 
-    def _merged(self, linear: LoraLinear) -> Quantised:
-        """Q(W + s·B·A): the sum in float32, so that bf16 does not swallow a small update before Q sees it."""
+    @torch.no_grad()
+    def quantised(self, name: str, mode: Literal["ptq", "merged"]) -> Quantised:
+        """Codes of one quantised linear, the head's too: Q(W) or Q(W + s·B·A).
+
+        The sum is made in float32, so that bf16 does not swallow a small update before Q sees it.
+        """
+        linear: Any = self.model.get_submodule(name)
+        weight = (
+            linear.plus_delta(linear.weight) if mode == "merged" and name in self.linears else linear.weight
+        )
         config = self.config
         return quantise_weight(
-            linear.plus_delta(linear.weight),
-            config.quant_type,
-            config.group_size,
-            config.qparams_dtype,
-            linear.clip,
+            weight, config.quant_type, config.group_size, config.qparams_dtype, linear.clip
         )
 
 
@@ -226,9 +230,9 @@ def build_student(model: PreTrainedModel, config: TrainConfig) -> Student:
         codes.add(name, quantised)
         held: Held = Packed(quantised, linear.weight.dtype) if pack else quantised.weight
         if linear is head:
-            model.set_output_embeddings(DualLinear(linear, held, switch))
+            model.set_output_embeddings(DualLinear(linear, held, switch, clip))
             continue
-        replaced = LoraLinear(linear, held, switch, config.lora_r, config.lora_scale, clip)
+        replaced = LoraLinear(linear, held, switch, clip, config.lora_r, config.lora_scale)
         replaced.initialise(config.seed, name)
         model.set_submodule(name, replaced)
     if config.gradient_checkpointing:

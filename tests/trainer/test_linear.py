@@ -81,7 +81,7 @@ def test_inside_gradients_equal_a_straight_through_weight_in_float64(packed: boo
     generator = torch.Generator().manual_seed(1)
     plain = nn.Linear(64, 24, bias=False)
     quantised = quantise_weight(plain.weight, "int4", 32)
-    linear = LoraLinear(plain, quantised.weight, Switch("student", "inside"), 4, 1.7, None)
+    linear = LoraLinear(plain, quantised.weight, Switch("student", "inside"), None, 4, 1.7)
     with torch.no_grad():
         for part in (linear.lora_A, linear.lora_B):
             part.normal_(std=0.1, generator=generator)

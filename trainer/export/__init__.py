@@ -1,0 +1,1 @@
+"""`python -m trainer export`: the trained function as files other programs load, each read back first."""
