@@ -91,7 +91,7 @@ class FailureLab(Lab):
 
     def _instruct(self, run: Run, scene: Scene) -> None:
         folder = self.dump / ".behaviour" / run.id
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)  # one config in two sweeps has one id
         (folder / "digest").write_text(run.digest)
         for when, lines in scene.behaviour.items():
             (folder / when).write_text(lines + "\n")
