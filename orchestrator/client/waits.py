@@ -68,7 +68,7 @@ def standing(view: View, job: ObservedJob) -> Wait | None:
         said = known.evidence.removeprefix("Unschedulable: ") + (f" ({queue})" if queue else "")
         ends = f"it is ended after {known.ends_after_s:.0f} s of this" if known.ends_after_s else ""
         reason = "queue" if job.suspended else _REASONS.get(known.failure, "starting")
-        return Wait(reason, said, ends, job.name)
+        return Wait(reason, said, _of_queue(queue) if queue else ends, job.name)
     if any(pod.phase == "Running" for pod in job.pods):
         return None
     if job.deleting:
@@ -79,6 +79,13 @@ def standing(view: View, job: ObservedJob) -> Wait | None:
     if pod is None:
         return Wait("unschedulable", "no GPU of this machine is free for it", on=job.name)
     return Wait("starting", pod.waiting_reason or "its pod starts", on=job.name)
+
+
+def _of_queue(queue: str) -> str:
+    """Whom to ask: why it does not admit a Job, Kueue says in the Job's Workload and nowhere else."""
+    return (
+        f"`orch doctor --queue {queue}` tells whether it is there, `kubectl describe workloads` what it lacks"
+    )
 
 
 _REASONS: Mapping[FailureClass, Reason] = {

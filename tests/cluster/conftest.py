@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cluster.kube.client import Api
+from orchestrator.controller import loop, memory, observed, serve, status, stuck
 from tests.cluster.cluster import Cluster, inside_network
+from tests.cluster.kueue.objects import definitions
 from tests.cluster.requirements import require_rig
 from tests.cluster.rig import lifecycle
 from tests.cluster.rig.settings import Options, Rig
@@ -85,3 +88,30 @@ def hub(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, make_tiny_fo
     (model / "rows.jsonl").rename(rows / "train.jsonl")
     with Hub(root, host=cluster.address) as served:
         yield served
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[None]:
+    """The same decisions, sooner: a minute of patience, and two for a lost node, are seconds here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stuck, "PATIENCE_S", 10.0)
+        patch.setattr(stuck, "OUTAGE_S", 10.0)
+        patch.setattr(stuck, "SILENCE_S", 2.0)
+        patch.setattr(stuck, "ENDED_LATE_S", 2.0)
+        patch.setattr(serve, "UNFINISHED_AGAIN_S", 2.0)
+        patch.setattr(loop, "REFUSED_AGAIN_S", 2.0)
+        patch.setattr(memory, "ASKED_AGAIN_S", 2.0)
+        patch.setattr(status, "TOLD_AFTER_S", 2.0)
+        patch.setattr(observed, "ENDED_LATE_S", 2.0)
+        patch.setattr(observed, "FENCE_S", 5.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def kueue_defined(cluster: Cluster) -> Iterator[None]:
+    """The cluster knows LocalQueues and Workloads."""
+    names = [f"crd/{one['metadata']['name']}" for one in definitions()]
+    cluster.kubectl("apply", "-f", "-", input="\n---\n".join(map(json.dumps, definitions())))
+    cluster.kubectl("wait", "--for=condition=Established", *names, "--timeout=60s")
+    yield
+    cluster.kubectl("delete", *names)

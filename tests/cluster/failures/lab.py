@@ -91,7 +91,7 @@ class FailureLab(Lab):
 
     def _instruct(self, run: Run, scene: Scene) -> None:
         folder = self.dump / ".behaviour" / run.id
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)  # one config in two sweeps has one id
         (folder / "digest").write_text(run.digest)
         for when, lines in scene.behaviour.items():
             (folder / when).write_text(lines + "\n")
@@ -124,7 +124,7 @@ class FailureLab(Lab):
         found = [one for one in self.witness.records(sweep) if one["run_id"] == unit]
         return sorted(found, key=lambda one: int(one["attempt"]))
 
-    def ended(self, sweep: str, run: str, stage: Stage = "train") -> list[dict[str, Any]]:
+    def concluded(self, sweep: str, run: str, stage: Stage = "train") -> list[dict[str, Any]]:
         """The records of a run once there are as many as its scene has attempts, and none was too many."""
         scene = self.scene(sweep, run)
 
@@ -135,12 +135,27 @@ class FailureLab(Lab):
         found = self.until(all_there, f"attempt {scene.attempts} of {sweep}/{run}", 120)
         assert [one["attempt"] for one in found] == list(range(1, scene.attempts + 1))
         assert [one["state"] for one in found[:-1]] == ["failed"] * (len(found) - 1)
-        job = self.job(sweep, run, scene.attempts, stage)
-        assert found[-1]["state"] == ("done" if scene.done else "failed"), self.witness.shown(job)
-        spans = self.witness.spans(self.run(sweep, run).id)
-        assert all(end <= start for (_, end), (start, _) in pairwise(spans)), "two pods of a run at once"
-        assert len(self.journal(sweep, run, "trained")) == scene.done, "a run that is done was trained once"
+        shown = self.witness.shown(self.job(sweep, run, scene.attempts, stage))
+        assert found[-1]["state"] == ("done" if scene.done else "failed"), shown
         return found
+
+    def ended(self, sweep: str, run: str, stage: Stage = "train") -> list[dict[str, Any]]:
+        """As concluded, with one pod at a time, and trained once by the stand-in if it is done."""
+        found = self.concluded(sweep, run, stage)
+        self.apart(sweep, run)
+        assert len(self.journal(sweep, run, "trained")) == self.scene(sweep, run).done, "trained twice"
+        return found
+
+    def apart(self, sweep: str, run: str) -> None:
+        """No pod of a run began before the one before had ended."""
+        spans = self.witness.spans(self.run(sweep, run).id, sweep)
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans)), f"two pods at once: {spans}"
+
+    def evict(self, pod: str) -> None:
+        """What a drain of its node does to a pod."""
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/eviction"
+        self.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(eviction))
 
     def trains(self, sweep: str, run: str, attempt: int = 1, pods: int = 1) -> str:
         """The name of the pod in which an attempt trains, once it is Ready; `pods` it is of its Job."""
@@ -210,25 +225,44 @@ class FailureLab(Lab):
             steady(line.strip()),
         )
 
-    def held(self, sweep: str, run: str, provoked: str, failure: str, followed: str) -> Row:
+    def waits(self, sweep: str, condition: str, reason: str) -> None:
+        """Return when the sweep says what it waits for."""
+
+        def told() -> bool | None:
+            found = self.condition(sweep, condition)
+            return True if found and found["reason"] == reason else None
+
+        self.until(told, f"{sweep} to say {condition} ({reason})", 60)
+
+    def goes_on(self, sweep: str, condition: str) -> dict[str, Any]:
+        """The record of the sweep's one run: done in one attempt, and nothing is lacking any more."""
+        [record] = self.ended(sweep, sweep)
+        assert record["state"] == "done"
+        self.finished(sweep, 60)
+        assert self.condition(sweep, condition) is None
+        return record
+
+    def held(
+        self, sweep: str, run: str, provoked: str, failure: str, followed: str, stage: Stage = "train"
+    ) -> Row:
         """What the page tells of a run that waits for something."""
-        job = self.job(sweep, run)
+        job = self.job(sweep, run, stage=stage)
         shown = self.witness.stuck(job) if self.witness.jobs(job) else "no Job"
         said = self.why(sweep, run)[-1].strip()
         return Row(provoked, steady(shown), failure, followed, steady(said))
 
 
 @contextmanager
-def failure_lab(cluster: Cluster, image: str, folder: Path, more_profile: str = "") -> Iterator[FailureLab]:
-    """A namespace whose Jobs run the stand-in trainer; `folder` takes the profile."""
+def failure_lab(cluster: Cluster, profile: str, folder: Path) -> Iterator[FailureLab]:
+    """A namespace with this profile, which is kept in `folder`: see PROFILE."""
     with cluster.namespace("fail") as namespace:
         dump = cluster.volume(namespace, "orch")
-        profile = folder / "orch.toml"
-        profile.write_text(PROFILE.format(image=image) + more_profile)
+        file = folder / "orch.toml"
+        file.write_text(profile)
         with Witness(cluster.rig, namespace) as witness:
-            lab = FailureLab(cluster, namespace, dump, witness, profile)
-            lab.apply("\n---\n".join(map(json.dumps, _parts(profile.read_text()))))
-            with _controller(cluster, namespace, profile):
+            lab = FailureLab(cluster, namespace, dump, witness, file)
+            lab.apply("\n---\n".join(map(json.dumps, _parts(profile))))
+            with _controller(cluster, namespace, file):
                 yield lab
 
 

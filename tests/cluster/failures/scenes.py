@@ -143,8 +143,7 @@ DISK = {
         {"1": "trap '' TERM; dd if=/dev/zero of=/tmp/big bs=1M count=24 2>/dev/null; forever"},
     )
 }
-QUEUED = {
-    "late": Scene("its queue lets it wait longer than `maxDuration`", attempts=1),
+SLOW = {
     "long": Scene("it runs longer than `maxDuration`", {ALWAYS: "ready; forever"}, 1, False),
 }
 ACTS = {
@@ -153,7 +152,6 @@ ACTS = {
     "jobgone": Scene("`kubectl delete job`", {"1.1": WAITS}, 1),
     "vanishing": Scene("`kubectl delete job`, and again, with `retry.lost: 1`", {ALWAYS: WAITS}, 1, False),
     "cancelled": Scene("`orch cancel SWEEP RUN`", {ALWAYS: WAITS}, 1, False),
-    "resumed": Scene("its queue suspends it while it trains, and resumes it", {"1.1": CHECKPOINTS}, 1),
 }
 OUTRANKED = {"outranked": Scene("a pod of a higher PriorityClass takes its node's GPUs", {"1": WAITS})}
 LOST = {"lost": Scene("the kubelet of its node is killed; it trains on", {"1": WAITS})}
@@ -168,7 +166,7 @@ PLAYS = {
     "xid": Play(GPU_FAULTS, {"resources": {"gpus": 1, "gpuType": ["first", "second"]}}),
     "memory": Play(MEMORY, {"retry": {"oomHost": 3}}),
     "disk": Play(DISK),
-    "queued": Play(QUEUED, {"scheduling": {"queue": "gpu"}, "resources": {"maxDuration": "10s"}}),
+    "slow": Play(SLOW, {"resources": {"maxDuration": "10s"}}),
     "acts": Play(ACTS, {"retry": {"lost": 1}}),
     "outranked": Play(
         OUTRANKED,

@@ -10,10 +10,7 @@ from tests.cluster.rig.settings import GPU_RESOURCE, GPUS_PER_NODE, TOOLS_IMAGE
 
 
 def test_an_evicted_pod_is_preempted(lab: FailureLab) -> None:
-    pod = lab.trains("acts", "evicted")
-    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
-    path = f"/api/v1/namespaces/{lab.namespace}/pods/{pod}/eviction"
-    lab.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(eviction))
+    lab.evict(lab.trains("acts", "evicted"))
     assert [one.get("class") for one in lab.ended("acts", "evicted")] == ["preempted", None]
     keep("evicted", lab.row("acts", "evicted"))
 
@@ -74,19 +71,3 @@ def test_a_run_that_is_cancelled_is_recorded_and_ended(lab: FailureLab) -> None:
     assert (record["class"], record["evidence"]) == ("cancelled", "cancelled by its user")
     lab.until(lambda: lab.witness.ended(lab.job("acts", "cancelled")) or None, "its pod to end", 60)
     keep("cancelled", lab.row("acts", "cancelled", stuck=True))
-
-
-def test_a_suspended_and_resumed_job_is_one_attempt_of_two_pods(lab: FailureLab) -> None:
-    lab.trains("acts", "resumed")
-    job = lab.job("acts", "resumed")
-    [pod] = lab.witness.pods(job)
-    lab.suspend(job, True)
-    lab.until(lambda: lab.witness.gone(pod["metadata"]["uid"]) or None, "its pod to end", 60)
-    assert lab.attempts("acts", "resumed") == [], "it is the same attempt"
-    lab.suspend(job, False)
-    [record] = lab.ended("acts", "resumed")
-    assert (record["attempt"], record["state"]) == (1, "done")
-    first, second = lab.journal("acts", "resumed", "start")
-    assert first.attempt == second.attempt == "1"
-    assert first.pod != second.pod
-    keep("resumed", lab.row("acts", "resumed"))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.failures.lab import FailureLab, failure_lab
+from tests.cluster.failures.lab import PROFILE, FailureLab, failure_lab
 from tests.cluster.failures.page import keep
 from tests.cluster.failures.scenes import Play, Scene
 from tests.cluster.rig.settings import GPU_RESOURCE, GPUS_PER_NODE, TOOLS_IMAGE
@@ -31,7 +31,7 @@ def lab(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[FailureLab]:
     """A namespace of its own: a quota holds whatever is in it."""
-    with failure_lab(cluster, stand_in, tmp_path_factory.mktemp("profile")) as one:
+    with failure_lab(cluster, PROFILE.format(image=stand_in), tmp_path_factory.mktemp("profile")) as one:
         yield one
 
 
@@ -43,41 +43,23 @@ def allow(lab: FailureLab, what: str, most: int) -> None:
     lab.kubectl("wait", "quota/few", f"--for=jsonpath={{.status.hard.{path}}}={most}", "--timeout=30s")
 
 
-def waits(lab: FailureLab, sweep: str, condition: str, reason: str) -> None:
-    """Return when the sweep says what it waits for."""
-
-    def told() -> bool | None:
-        found = lab.condition(sweep, condition)
-        return True if found and found["reason"] == reason else None
-
-    lab.until(told, f"{sweep} to say {condition} ({reason})", 60)
-
-
-def goes_on(lab: FailureLab, sweep: str, condition: str) -> None:
-    """The sweep's one run is done in its first attempt, and nothing is said to be lacking any more."""
-    [record] = lab.ended(sweep, sweep)
-    assert record["state"] == "done"
-    lab.finished(sweep, 60)
-    assert lab.condition(sweep, condition) is None
-
-
 def test_a_full_quota_of_jobs(lab: FailureLab) -> None:
     allow(lab, JOBS, 1)
     lab.begin({"few": Play({"few": Scene(NO_JOB, attempts=1)})})
-    waits(lab, "few", "JobsRefused", "QuotaExceeded")
+    lab.waits("few", "JobsRefused", "QuotaExceeded")
     keep("quota-jobs", lab.held("few", "few", NO_JOB, "held", UNTIL_ROOM))
     allow(lab, JOBS, 100)
-    goes_on(lab, "few", "JobsRefused")
+    lab.goes_on("few", "JobsRefused")
     lab.kubectl("delete", "quota", "few")
 
 
 def test_a_full_quota_of_gpus(lab: FailureLab) -> None:
     allow(lab, GPUS, 0)
     lab.begin({"quota": Play({"quota": Scene(NO_GPU, attempts=1)}, {"resources": {"gpus": 1}})})
-    waits(lab, "quota", "Waiting", "Unschedulable")
+    lab.waits("quota", "Waiting", "Unschedulable")
     keep("quota-gpus", lab.held("quota", "quota", NO_GPU, "unschedulable", UNTIL_ROOM))
     allow(lab, GPUS, 1)
-    goes_on(lab, "quota", "Waiting")
+    lab.goes_on("quota", "Waiting")
     lab.kubectl("delete", "quota", "few")
 
 
@@ -88,11 +70,11 @@ def test_no_node_has_room(lab: FailureLab) -> None:
         rival = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"rival-{node}"}, "spec": spec}
         lab.apply(json.dumps(rival))
     lab.begin({"room": Play({"room": Scene(NO_NODE, attempts=1)}, {"resources": {"gpus": GPUS_PER_NODE}})})
-    waits(lab, "room", "Waiting", "Unschedulable")
+    lab.waits("room", "Waiting", "Unschedulable")
     keep("room", lab.held("room", "room", NO_NODE, "unschedulable", UNTIL_ROOM))
     rivals = (f"rival-{node}" for node in lab.cluster.nodes)
     lab.kubectl("delete", "pod", *rivals, "--grace-period=1", "--wait=false")
-    goes_on(lab, "room", "Waiting")
+    lab.goes_on("room", "Waiting")
 
 
 def test_a_pod_that_pod_security_refuses_is_no_pod_for_ever(lab: FailureLab) -> None:

@@ -32,21 +32,11 @@ def test_a_pod_that_fills_its_disk_is_evicted_and_tried_again(lab: FailureLab) -
     keep("disk", lab.row("disk", "disk"))
 
 
-def test_time_in_the_queue_is_no_running_time(lab: FailureLab) -> None:
-    limit_s = 10
-    jobs = lab.until(lambda: lab.queued("queued", "train"), "the trainings in the queue")
-    lab.until(
-        lambda: min(map(lab.age_s, jobs)) > limit_s or None, "the queue to take longer than maxDuration"
-    )
-    for job in jobs:
-        lab.suspend(job, False)
-    [late] = lab.ended("queued", "late")
-    assert late["state"] == "done"
-    keep("late", lab.row("queued", "late"))
-    [long] = lab.ended("queued", "long")
+def test_a_run_that_takes_too_long_is_ended(lab: FailureLab) -> None:
+    [long] = lab.ended("slow", "long")
     assert long["class"] == "deadline"
     assert long["record"]["exit_code"] == 75, "its last words are kept"
-    keep("long", lab.row("queued", "long"))
+    keep("long", lab.row("slow", "long"))
 
 
 def limit(lab: FailureLab, run: str, attempt: int) -> str:

@@ -16,7 +16,7 @@ from orchestrator.cluster.kube.client import Api
 from orchestrator.cluster.kube.cluster import KubeCluster
 from orchestrator.controller import stuck
 from tests.cluster.cluster import Cluster
-from tests.cluster.failures.lab import FailureLab, failure_lab
+from tests.cluster.failures.lab import PROFILE, FailureLab, failure_lab
 from tests.cluster.failures.page import keep
 from tests.cluster.failures.scenes import BROKEN, CONFIG_MAP, Play, Scene
 
@@ -33,7 +33,7 @@ def broken(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[FailureLab]:
     """A namespace where the fetch of every sweep is made with another fault."""
-    with failure_lab(cluster, stand_in, tmp_path_factory.mktemp("profile")) as lab:
+    with failure_lab(cluster, PROFILE.format(image=stand_in), tmp_path_factory.mktemp("profile")) as lab:
         limits = {"limits": [{"type": "Container", "max": {"memory": "40Mi"}}]}
         kind = {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small"}, "spec": limits}
         lab.apply(json.dumps(kind))

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from orchestrator.cluster.kube.decode import JOB_NAME_LABEL
-from orchestrator.sweep.naming import LABEL_RUN
+from orchestrator.sweep.naming import LABEL_RUN, LABEL_SWEEP
 from tests.cluster.rig import tools
 from tests.cluster.rig.network import inside_control
 from tests.cluster.rig.settings import Rig
@@ -96,11 +96,12 @@ class Witness:
         pods = self.all("pods")
         return [pod for pod in pods if pod["metadata"].get("labels", {}).get(JOB_NAME_LABEL) == job]
 
-    def spans(self, run_id: str) -> list[tuple[str, str]]:
+    def spans(self, run_id: str, sweep: str) -> list[tuple[str, str]]:
         """From when to when the containers of a run lived, earliest first; a time that is not known is ""."""
         found = []
         for pod in self.all("pods"):
-            if pod["metadata"].get("labels", {}).get(LABEL_RUN) == run_id:
+            labels = pod["metadata"].get("labels", {})
+            if (labels.get(LABEL_RUN), labels.get(LABEL_SWEEP)) == (run_id, sweep):
                 for one in pod["status"].get("containerStatuses", []):
                     state = one["state"].get("terminated") or one["state"].get("running") or {}
                     found.append((state.get("startedAt") or "", state.get("finishedAt") or ""))
