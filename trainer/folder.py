@@ -28,17 +28,18 @@ def run_folder(config: TrainConfig, place: TrainPlace) -> RunFolder:
 def finished(config: TrainConfig, place: TrainPlace) -> Record | None:
     """The done record of this very config, when its folder has one and all it speaks of: needs no torch."""
     folder = run_folder(config, place)
-    record = _done_record(folder, digest(config))
+    record = done_record(folder, digest(config))
     if record is None:
         return None
-    fault = _fault_of_result(folder, record)
+    fault = fault_of_result(folder, record)
     if fault:
         logger.warning("%s: marks nothing, got %s; going on from the last checkpoint", folder.done, fault)
         return None
     return record
 
 
-def _done_record(folder: RunFolder, config_digest: str) -> Record | None:
+def done_record(folder: RunFolder, config_digest: str) -> Record | None:
+    """The done record of a config's run, None when its mark is absent, damaged or another config's."""
     found = read_object(folder.done)
     if not found or found.get("config_digest") != config_digest:
         return None
@@ -49,7 +50,7 @@ def _done_record(folder: RunFolder, config_digest: str) -> Record | None:
     return record if record.status == "done" else None
 
 
-def _fault_of_result(folder: RunFolder, record: Record) -> str | None:
+def fault_of_result(folder: RunFolder, record: Record) -> str | None:
     """What is missing or damaged of what a done mark stands for; None when all is there."""
     weights = folder.adapter / ADAPTER_WEIGHTS
     if not weights.is_file():

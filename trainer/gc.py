@@ -1,7 +1,8 @@
 """What may go from the volume: checkpoints of done runs, named unfinished runs, what killed writers left.
 
 Torch-free, and useful without the orchestrator. Nothing goes that a run could still need: a run is done when
-its done mark and its adapter are there, never by its age; a folder that someone has written to lately stays.
+its done mark is there and its adapter is the one that was marked, never by its age; a folder that someone has
+written to lately stays.
 Adapters of done runs, baselines, models and evaluations never go.
 """
 
@@ -20,8 +21,9 @@ from pathlib import Path
 
 from trainer.config import GcConfig
 from trainer.flags import UsageError
-from trainer.layout import ADAPTER_WEIGHTS, Dump, RunFolder, is_aside, read_json, remove_whole
-from trainer.results import Leftover, LeftoverKind, Tidied
+from trainer.folder import done_record, fault_of_result
+from trainer.layout import Dump, RunFolder, is_aside, read_object, remove_whole
+from trainer.results import Leftover, LeftoverKind, Record, Tidied
 
 TEMPORARY_S = 24 * 3600.0
 """What is written aside stays at least this long after its last write, whatever age was asked for."""
@@ -30,12 +32,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Found:
-    """A file or folder that may go, and the check that is made again just before it does."""
+    """A file or folder that may go, and the check that is made again just before it does.
+
+    With a `fault` it stays, and that is said.
+    """
 
     path: Path
     kind: LeftoverKind
     why: str
     still: Callable[[], bool]
+    fault: str | None = None
 
 
 def tidy(config: GcConfig, now: float | None = None) -> Tidied:
@@ -48,7 +54,7 @@ def tidy(config: GcConfig, now: float | None = None) -> Tidied:
     for one in find(config, time.time() if now is None else now):
         name = one.path.relative_to(config.dump).as_posix()
         about = Leftover(path=name, kind=one.kind, bytes=size(one.path), why=one.why)
-        fault = _remove(one) if config.delete else None
+        fault = one.fault or (_remove(one) if config.delete else None)
         if fault:
             faults.append(f"{name}: {fault}")
         else:
@@ -70,34 +76,42 @@ def find(config: GcConfig, now: float) -> Iterator[Found]:
     yield from _temporary(dump, config, now, max(age_s, TEMPORARY_S))
 
 
-def done_at(folder: RunFolder) -> float | None:
-    """When a run was done (Unix seconds); None when it is not, or when its marks contradict each other."""
-    try:
-        done, run = read_json(folder.done), read_json(folder.run)
-    except ValueError:
-        return None
-    if not isinstance(done, dict) or not isinstance(run, dict):
-        return None
-    whole = (folder.adapter / ADAPTER_WEIGHTS).is_file() and done.get("status") == "done"
-    if not whole or done.get("config_digest") != run.get("digest"):
+def done_mark(folder: RunFolder) -> tuple[Record, float] | None:
+    """A run's done record and when it was done (Unix seconds); None when its marks do not agree on that."""
+    run = read_object(folder.run)
+    record = done_record(folder, str(run.get("digest")))
+    if record is None:
         return None
     finished = run.get("finished")
-    return float(finished) if isinstance(finished, (int, float)) else folder.done.stat().st_mtime
+    return record, float(finished) if isinstance(finished, (int, float)) else folder.done.stat().st_mtime
 
 
 def _checkpoints(folder: RunFolder, now: float, age_s: float) -> Iterator[Found]:
-    done = done_at(folder)
-    if done is None or now - done < age_s:
+    mark = done_mark(folder)
+    paths = [path for path in folder.checkpoints() if not path.is_symlink()]
+    if mark is None or now - mark[1] < age_s or not paths:
         return
-    for path in folder.checkpoints():
-        if not path.is_symlink():
-            yield Found(
-                path, "checkpoint", f"its run is done for {_span(now - done)}", partial(_done, folder)
-            )
+    if fault := _fault(folder, mark[0]):
+        fault = (
+            f"is marked done, and has {fault}: its checkpoints stay; train it again, and it goes on from them"
+        )
+        yield Found(folder.root, "run", "", lambda: False, fault)
+        return
+    for path in paths:
+        yield Found(path, "checkpoint", f"its run is done for {_span(now - mark[1])}", partial(_done, folder))
 
 
 def _done(folder: RunFolder) -> bool:
-    return done_at(folder) is not None
+    mark = done_mark(folder)
+    return mark is not None and _fault(folder, mark[0]) is None
+
+
+def _fault(folder: RunFolder, record: Record) -> str | None:
+    """What is wrong with the result of a run that is marked done: it may have to be made again."""
+    try:
+        return fault_of_result(folder, record)
+    except OSError as error:
+        return f"an adapter that cannot be read ({error.strerror or error})"
 
 
 def _unfinished(folder: RunFolder, now: float, age_s: float) -> Iterator[Found]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -30,17 +31,24 @@ def write(path: Path, text: str = "x", age_s: float = 30 * DAY) -> Path:
     return path
 
 
+def a_mark(**changes: Any) -> dict[str, Any]:
+    weights = hashlib.sha256(b"x").hexdigest()
+    train = {"step": 20, "max_steps": 20, "adapter_sha256": weights}
+    mark = {"stage": "train", "status": "done", "exit_code": 0, "config_digest": "d1", "train": train}
+    return mark | changes
+
+
 def a_run(dump: Path, name: str, *, done: bool = True, age_s: float = 30 * DAY, **marks: Any) -> Path:
     """A run folder with two checkpoints of 100 bytes each, as trainer/layout.py describes it."""
     root = dump / name
     about = {"v": 1, "digest": "d1", "status": "done", "finished": NOW - age_s} | marks
     write(root / "adapter" / ADAPTER_WEIGHTS, age_s=age_s)
-    write(root / "adapter" / ADAPTER_CONFIG, age_s=age_s)
+    write(root / "adapter" / ADAPTER_CONFIG, '{"r": 8}', age_s)
     for step in (10, 20):
         write(root / f"checkpoint-{step}" / "optimizer.safetensors", "y" * 100, age_s)
     write(root / "eval" / "h1" / "adapter.json", age_s=age_s)
     if done:
-        write(root / "done.json", json.dumps({"status": "done", "config_digest": "d1"}), age_s)
+        write(root / "done.json", json.dumps(a_mark()), age_s)
     write(root / "owner" / "t.fedcba98" / "lines", "{}", age_s)
     write(root / "run.json", json.dumps(about), age_s)
     return root
@@ -77,19 +85,45 @@ def test_checkpoints_of_a_done_run_go_and_nothing_else_of_it(tmp_path: Path) -> 
     [
         lambda root: (root / "done.json").unlink(),
         lambda root: (root / "done.json").write_text("{"),
-        lambda root: (root / "done.json").write_text('{"status": "failed", "config_digest": "d1"}'),
-        lambda root: (root / "done.json").write_text('{"status": "done", "config_digest": "d2"}'),
-        lambda root: (root / "adapter" / ADAPTER_WEIGHTS).unlink(),
+        lambda root: (root / "done.json").write_text(json.dumps(a_mark(status="failed"))),
+        lambda root: (root / "done.json").write_text(json.dumps(a_mark(config_digest="d2"))),
         lambda root: (root / "run.json").write_text("[]"),
         lambda root: (root / "run.json").unlink(),
     ],
-    ids=["no mark", "damaged", "a failure", "another config", "no adapter", "no such run", "no run at all"],
+    ids=["no mark", "damaged", "a failure", "another config", "no such run", "no run at all"],
 )
 def test_a_run_that_is_not_surely_done_keeps_its_checkpoints(
     tmp_path: Path, spoil: Callable[[Path], Any]
 ) -> None:
     spoil(a_run(tmp_path, "night/a-1"))
     assert found(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (lambda root: (root / "adapter" / ADAPTER_WEIGHTS).write_text("z"), f"a changed {ADAPTER_WEIGHTS}"),
+        (lambda root: (root / "adapter" / ADAPTER_WEIGHTS).unlink(), f"no {ADAPTER_WEIGHTS}"),
+        (lambda root: (root / "adapter" / ADAPTER_CONFIG).write_text("{"), f"no whole {ADAPTER_CONFIG}"),
+        (lambda root: (root / "done.json").write_text(json.dumps(a_mark(train=None))), "a changed"),
+    ],
+    ids=["flipped", "gone", "no config", "never hashed"],
+)
+def test_a_done_run_whose_adapter_is_damaged_keeps_its_checkpoints_and_says_so(
+    tmp_path: Path, spoil: Callable[[Path], Any], fault: str
+) -> None:
+    root = a_run(tmp_path, "night/a-1")
+    one = next(gc.find(GcConfig(dump=str(tmp_path)), NOW))
+    spoil(root)
+    a_run(tmp_path, "night/b-2")
+    before = everything(root)
+    for delete in (False, True):
+        tidied = gc.tidy(GcConfig(dump=str(tmp_path), delete=delete), NOW)
+        [said] = tidied.faults
+        assert said.startswith(f"night/a-1: is marked done, and has {fault}")
+        assert {item.path for item in tidied.items} == {"night/b-2/checkpoint-10", "night/b-2/checkpoint-20"}
+    assert everything(root) == before
+    assert gc._remove(one) == "stays, for it changed meanwhile"
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,18 @@ def test_run_of_a_finished_sweep_writes_nothing() -> None:
     assert cluster.calls == []
 
 
+def test_a_done_attempt_whose_job_and_record_are_deleted_is_made_again() -> None:
+    cluster, controller = submitted(a_sweep(2))
+    cluster.on_wait = finish_all
+    controller.run(until_done=True)
+    name = next(name for name, job in cluster.made.items() if job.labels[LABEL_STAGE] == "train")
+    del cluster.made[name], cluster.stored_records[name]
+    cluster.calls.clear()
+    controller.run(until_done=True)
+    assert [call for call in cluster.calls if call[0] == "create_job"] == [("create_job", name)]
+    assert name in cluster.stored_records
+
+
 def test_step_records_before_it_creates_and_tells_last() -> None:
     cluster, controller = submitted(a_sweep(1))
     for _ in range(2):
