@@ -39,9 +39,10 @@ class Adapter(NamedTuple):
 
 
 def save_adapter(tensors: Mapping[str, Tensor], folder: Path, config: TrainConfig) -> None:
-    """Write adapter_model.safetensors and adapter_config.json: same tensors, same bytes.
+    """Write adapter_model.safetensors and adapter_config.json into a folder: same tensors, same bytes.
 
-    `tensors`: float32 by module name and part, as `Student.lora_tensors()` gives them.
+    `tensors`: float32 by module name and part, as `Student.lora_tensors()` gives them. The folder
+    must exist: FileNotFoundError.
     """
     from safetensors.torch import save
 
@@ -49,8 +50,9 @@ def save_adapter(tensors: Mapping[str, Tensor], folder: Path, config: TrainConfi
         f"{PEFT_PREFIX}{name}.weight": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()
     }
     targets = sorted({name.rsplit(".", 2)[-2] for name in tensors})
-    write_bytes(folder / ADAPTER_WEIGHTS, save(named, metadata={"format": "pt"}))
-    write_json(folder / ADAPTER_CONFIG, _peft_config(config, targets))
+    # `folder` is the desk, too: one that another attempt took away must not come back.
+    write_bytes(folder / ADAPTER_WEIGHTS, save(named, metadata={"format": "pt"}), folder)
+    write_json(folder / ADAPTER_CONFIG, _peft_config(config, targets), folder)
 
 
 def _peft_config(config: TrainConfig, targets: list[str]) -> dict[str, Any]:

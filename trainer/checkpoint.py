@@ -54,8 +54,8 @@ def save(fence: Fence, folder: RunFolder, state: State, config: TrainConfig, dig
         tensors |= {f"adam.{name}": tensor for name, tensor in state.optimizer.items()}
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         # Not by safetensors' own writer: its errors carry no number, and it fsyncs nothing.
-        write_bytes(aside / TENSORS, in_bytes(plain))
-        write_bytes(aside / METRICS, state.metrics)
+        write_bytes(aside / TENSORS, in_bytes(plain), aside)
+        write_bytes(aside / METRICS, state.metrics, aside)
         about = {
             "v": 1,
             "step": state.step,
@@ -64,8 +64,9 @@ def save(fence: Fence, folder: RunFolder, state: State, config: TrainConfig, dig
             "totals": dict(state.totals),
             "conditions": dict(state.conditions),
         }
-        write_json(aside / CHECKPOINT_STATE, about)
-        write_json(aside / HASHES, {file.name: _sha256(file) for file in sorted(aside.iterdir())})
+        write_json(aside / CHECKPOINT_STATE, about, aside)
+        hashes = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
+        write_json(aside / HASHES, hashes, aside)
     # Higher steps are damaged or abandoned ones: this run is here, and they must not push it out.
     kept = [old for old in folder.checkpoints() if int(old.name[11:]) <= state.step][
         : config.save_total_limit

@@ -84,6 +84,8 @@ def test_save_adapter_writes_the_same_bytes_for_the_same_tensors(
 ) -> None:
     config = _config()
     tensors = _trained(make_model("llama"), config).lora_tensors()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
     save_adapter(tensors, tmp_path / "a", config)
     save_adapter(dict(reversed(tensors.items())), tmp_path / "b", config)
     for file in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):

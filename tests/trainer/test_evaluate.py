@@ -61,6 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Pat
             for linear in student.linears.values():
                 linear.lora_B.copy_(torch.randn(linear.lora_B.shape, generator=generator) * 0.03)
         folder = RunFolder(sweep / run_id)
+        folder.adapter.mkdir(parents=True)
         save_adapter(student.lora_tensors(), folder.adapter, config)
         about = {
             "v": 1,

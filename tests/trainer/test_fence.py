@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.trainer.fakes import Volume, result, toy_session
+from trainer.adapter import save_adapter
 from trainer.fence import Fence, FenceLost
 from trainer.layout import RunFolder
 from trainer.train import train
@@ -122,6 +123,21 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, int]:
         with Volume(root, lambda number, what: 0).watched() as volume:
             train(toy_session(root))
     return result(root), len(volume.operations)
+
+
+def test_a_desk_that_was_taken_away_does_not_come_back(tmp_path: Path) -> None:
+    session = toy_session(tmp_path)
+    fence, second = Fence(RunFolder(tmp_path)), Fence(RunFolder(tmp_path))
+    fence.take()
+
+    def fill_late() -> None:
+        with fence.new_folder(tmp_path / "adapter") as aside:
+            second.take()
+            save_adapter(session.student.lora_tensors(), aside, session.config)
+
+    with pytest.raises(FenceLost):
+        fill_late()
+    assert [path.name for path in (tmp_path / "owner").iterdir()] == [second.desk.name]
 
 
 def test_of_two_attempts_the_loser_leaves_no_byte(tmp_path: Path, whole: tuple[Any, int]) -> None:
