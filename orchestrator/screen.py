@@ -262,13 +262,3 @@ def amount(count: int) -> str:
             return f"{count}" if not unit else f"{size:.3g}{unit}"
         size /= 1000
     raise AssertionError
-
-
-def size(count: int) -> str:
-    """Bytes: 512 B, 1.5 kB, 2.3 GB."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

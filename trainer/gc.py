@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +21,8 @@ from pathlib import Path
 from trainer.config import GcConfig
 from trainer.flags import UsageError
 from trainer.folder import done_record, fault_of_result
-from trainer.layout import Dump, RunFolder, is_aside, read_object, remove_whole
-from trainer.results import Leftover, LeftoverKind, Record, Tidied
+from trainer.layout import Dump, RunFolder, is_aside, read_object, remove
+from trainer.results import Leftover, LeftoverKind, Record, Tidied, in_words
 
 TEMPORARY_S = 24 * 3600.0
 """What is written aside stays at least this long after its last write, whatever age was asked for."""
@@ -170,14 +169,7 @@ def _remove(one: Found) -> str | None:
     try:
         if not one.still():
             return "stays, for it changed meanwhile"
-        if one.kind != "temporary":
-            remove_whole(one.path)
-        elif one.path.is_dir() and not one.path.is_symlink():
-            shutil.rmtree(one.path)
-        else:
-            one.path.unlink()
-    except FileNotFoundError:
-        return None  # another was faster
+        remove(one.path, wholly=True)
     except OSError as error:
         return f"cannot be removed, got {error.strerror or error}; remove it as its owner"
     return None
@@ -206,18 +198,8 @@ def _span(seconds: float) -> str:
 def lines(tidied: Tidied) -> Iterator[str]:
     """What it says to people: a line each, then the sum."""
     for one in tidied.items:
-        yield f"{one.path}: {one.kind}, {amount(one.bytes)}: {one.why}"
+        yield one.line()
     yield from tidied.faults
     verb = "gone" if tidied.deleted else "would go"
     end = "" if tidied.deleted or not tidied.items else "; --delete removes it"
-    yield f"{len(tidied.items)} {verb}, {amount(tidied.bytes)}{end}"
-
-
-def amount(count: int) -> str:
-    """Bytes for people: 512 B, 1.5 kB, 2.3 GB."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
+    yield f"{len(tidied.items)} {verb}, {in_words(tidied.bytes)}{end}"

@@ -210,11 +210,16 @@ def new_folder(path: Path, *, keep: bool = False, desk: Path | None = None) -> I
         _remove(aside)
 
 
-def remove(path: Path, desk: Path | None = None) -> None:
-    """Take a file or folder away in one step; its bytes go after. Nothing happens if it is not there."""
-    aside = _aside(path, desk)
+def remove(path: Path, desk: Path | None = None, *, wholly: bool = False) -> None:
+    """Take a file or folder away in one step; its bytes go after. Nothing happens if it is not there.
+
+    Bytes that cannot go are left to the next owner, or with `wholly` are an OSError that names `path`.
+    """
+    aside = _aside(path, desk or path.parent)
     with _naming(path), contextlib.suppress(FileNotFoundError):
         os.rename(path, aside)
+        if wholly:
+            _delete(aside, wholly=True)
     _remove(aside)
 
 
@@ -225,7 +230,7 @@ def remove_asides(folder: Path) -> None:
 
 
 def _aside(path: Path, desk: Path | None) -> Path:
-    """A name no other writer has, in `desk` or beside `path`, whose folder is made then."""
+    """A name no other writer has, in `desk`; without one beside `path`, whose folder is made."""
     if desk is None:
         path.parent.mkdir(parents=True, exist_ok=True)
     return (desk or path.parent) / f".{path.name}.{uuid.uuid4().hex[:8]}"
@@ -234,10 +239,14 @@ def _aside(path: Path, desk: Path | None) -> Path:
 def _remove(path: Path) -> None:
     """Remove a file or folder that nobody reads; one that cannot go now is left to the next owner."""
     with contextlib.suppress(OSError):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        _delete(path, wholly=False)
+
+
+def _delete(path: Path, *, wholly: bool) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=not wholly)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -264,13 +273,6 @@ def _fsync_tree(folder: Path) -> None:
 def is_aside(path: Path) -> bool:
     """Whether it has the name of something that is written, or removed, aside."""
     return _ASIDE.fullmatch(path.name) is not None
-
-
-def remove_whole(path: Path) -> None:
-    """Remove a folder that others may look at: under its name it is there whole or not at all."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    os.rename(path, aside)
-    shutil.rmtree(aside)
 
 
 def fsync_folder(path: Path) -> None:

@@ -192,6 +192,10 @@ class Leftover(Schema):
     bytes: int
     why: str
 
+    def line(self) -> str:
+        """`night/a-1/checkpoint-20: checkpoint, 1.2 GB: its run is done for 15 d`."""
+        return f"{self.path}: {self.kind}, {in_words(self.bytes)}: {self.why}"
+
 
 class Tidied(Schema):
     """What may go, or with `deleted` is gone; `faults` say what could not be removed."""
@@ -205,6 +209,16 @@ class Tidied(Schema):
     def bytes(self) -> int:
         """All of it."""
         return sum(one.bytes for one in self.items)
+
+
+def in_words(count: int) -> str:
+    """Bytes for people: 512 B, 1.5 kB, 2.3 GB."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
 
 
 class Progress(Schema):

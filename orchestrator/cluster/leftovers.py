@@ -12,7 +12,7 @@ from pathlib import Path
 from orchestrator.cluster.jobfolder import JobFolder
 from orchestrator.cluster.statefiles import read_state
 from orchestrator.sweep.naming import LABEL_SWEEP, sweep_of
-from trainer.layout import remove_whole
+from trainer.layout import remove
 from trainer.results import Leftover, LeftoverKind
 
 
@@ -31,7 +31,7 @@ class Leftovers:
         """What may go; with `delete` it is gone."""
         found = list(self.find())
         for path, _ in found if delete else ():
-            remove_whole(path) if path.is_dir() else path.unlink()
+            remove(path, wholly=True)
         return [about for _, about in found]
 
     def find(self) -> Iterator[tuple[Path, Leftover]]:

@@ -8,10 +8,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import time
-import uuid
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +28,7 @@ from orchestrator.cluster.statefiles import checked_name, door, stamps
 from orchestrator.errors import ClusterError, NotFoundError
 from orchestrator.profile import Profile
 from orchestrator.sweep.naming import LABEL_SWEEP
-from trainer.layout import Dump, remove_asides
+from trainer.layout import Dump, remove, remove_asides
 from trainer.results import Leftover
 
 LOG = logging.getLogger(__name__)
@@ -246,10 +244,7 @@ class LocalCluster(Cluster):
         if folder.log.exists():
             (self.root / "logs").mkdir(exist_ok=True)
             os.replace(folder.log, self.root / "logs" / f"{folder.name}.log")
-        # Renamed first: a Job is there whole or not at all.
-        aside = folder.root.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-        os.rename(folder.root, aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(folder.root)
 
     def _observe(self, folder: JobFolder) -> ObservedJob:
         """The Job as it is; what is over is read once."""

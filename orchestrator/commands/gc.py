@@ -15,7 +15,7 @@ from orchestrator.client.session import Session
 from orchestrator.errors import ClusterError
 from orchestrator.sweep.naming import LABEL_STAGE
 from trainer.config import GcConfig
-from trainer.results import Tidied
+from trainer.results import Tidied, in_words
 
 
 def collect(session: Session, config: GcConfig, output: str) -> None:
@@ -39,13 +39,13 @@ def collect(session: Session, config: GcConfig, output: str) -> None:
 def lines(tidied: Tidied, again: str) -> Iterator[str]:
     """A line for each thing, then the sum and how to go on."""
     for one in tidied.items:
-        yield f"{one.path}: {one.kind}, {screen.size(one.bytes)}: {one.why}"
+        yield one.line()
     if not tidied.items:
         yield "nothing may go"
     elif tidied.deleted:
-        yield f"{len(tidied.items)} are gone, {screen.size(tidied.bytes)} free"
+        yield f"{len(tidied.items)} are gone, {in_words(tidied.bytes)} free"
     else:
-        yield f"{len(tidied.items)} would go, {screen.size(tidied.bytes)}; `{again}` removes them"
+        yield f"{len(tidied.items)} would go, {in_words(tidied.bytes)}; `{again}` removes them"
 
 
 def _print_job(session: Session, config: GcConfig, output: str) -> None:

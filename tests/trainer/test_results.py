@@ -20,6 +20,7 @@ from trainer.results import (
     TextScore,
     VariantResult,
     dump_record,
+    in_words,
     load_record,
     parse_progress,
 )
@@ -94,6 +95,13 @@ def test_any_message_is_data(message):
 )
 def test_a_progress_line_is_read_back(progress):
     assert parse_progress(progress.line()) == progress
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.34e9, "2.3 GB"), (5e12, "5.0 TB")]
+)
+def test_bytes_for_people(count, text):
+    assert in_words(count) == text
 
 
 def test_own_tasks_are_those_that_ship():
