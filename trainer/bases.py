@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.config import BaseChoice, LoraOrder, ModelSettings, TrainConfig
 from trainer.flags import UsageError
-from trainer.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RunFolder, read_json
+from trainer.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RunFolder, read_json, read_object
 
 BASE_FIELDS = (
     "model_name",
@@ -55,6 +55,12 @@ class AdapterSource:
     def lora_order(self) -> LoraOrder:
         """Whether it was trained outside or inside the quantiser; a foreign adapter is outside."""
         return "inside" if self.config and self.config.get("lora_order") == "inside" else "outside"
+
+    def probe(self) -> dict[str, Any] | None:
+        """What the run's last forward left (`trainer.probe`); None for a checkpoint or a foreign adapter."""
+        if self.home is None or self.folder != RunFolder(self.home).adapter:
+            return None
+        return read_object(RunFolder(self.home).probe) or None
 
     def sha256(self) -> str:
         """Hash of the adapter's weights and scaling."""

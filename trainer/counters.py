@@ -18,6 +18,7 @@ class Stream(IntEnum):
     LMBDA = 2
     ROLLOUT = 3
     TEACHER = 4
+    PROBE = 5
 
 
 def generator(

@@ -160,10 +160,12 @@ def _measure(
     parts = [*(["text"] if scorer else []), *measure.tasks]
     clock = Clock("eval" if config.lora_paths else "baseline", len(cells), parts)
     worn: AdapterSource | None = None
+    probe: dict[str, Any] | None = None
     for cell in cells:
         if cell.source and cell.source is not worn:
-            worn = _wear(student, cell.source)
-        publish(cell, *_score(cell, student, tokenizer, benchmarks, scorer, config, clock), measure)
+            worn, probe = cell.source, _wear(student, cell.source, base)
+        found = _score(cell, student, tokenizer, benchmarks, scorer, config, clock)
+        publish(cell, *found, measure, probe if cell.source else None)
 
 
 def _check_window(window: int, longest: int | None) -> None:
@@ -171,14 +173,28 @@ def _check_window(window: int, longest: int | None) -> None:
         raise UsageError(f"window: must be at most the model's {longest} positions, got {window}; shorten it")
 
 
-def _wear(student: Student, source: AdapterSource) -> AdapterSource:
+def _wear(student: Student, source: AdapterSource, base: TrainConfig) -> dict[str, Any] | None:
+    """Put an adapter on; returns how its function compares with the one trained, if the run left a probe."""
     from trainer.adapter import load_adapter
+    from trainer.probe import TOLERANCE, compare
 
     try:
         student.set_adapter(load_adapter(source.folder), source.lora_order)
     except ValueError as error:
         raise UsageError(f"lora_paths: {source.given} does not fit its base\n{error}") from error
-    return source
+    left = source.probe()
+    if left is None:
+        return None
+    found = compare(left, student, base)
+    why = ", ".join(found.changed) or "equal conditions"
+    if found.kl > TOLERANCE:
+        raise UsageError(
+            f"lora_paths: {source.given} does not compute what was trained, got KL {found.kl:.2g} nats a token "
+            f"on its probe ({why}); its files, the model's or the libraries changed: bring the old ones back"
+        )
+    if not found.equal:
+        sys.stderr.write(f"{source.given}: not bit for bit the function trained, KL {found.kl:.1e} ({why})\n")
+    return found._asdict()
 
 
 def _score(

@@ -78,6 +78,10 @@ class RunFolder:
         return self.root / "samples.json"
 
     @property
+    def probe(self) -> Path:
+        return self.root / "probe.json"
+
+    @property
     def done(self) -> Path:
         return self.root / "done.json"
 

@@ -13,6 +13,7 @@ from trainer.adapter import save_adapter
 from trainer.config import digest
 from trainer.counters import Stream
 from trainer.layout import ADAPTER_WEIGHTS, read_object
+from trainer.probe import prove
 from trainer.results import Record, TrainSummary
 from trainer.rollout import Draw, Sampler, sample
 
@@ -56,7 +57,8 @@ def start_run(session: Session, resumed_from: int | None) -> dict[str, Any]:
 def publish(session: Session, summary: TrainSummary, about: Mapping[str, Any]) -> Record:
     """Publish adapter, samples and run.json, then the done mark; returns the record it holds.
 
-    about: what `start_run` wrote. Raises FenceLost when another attempt took the folder.
+    about: what `start_run` wrote. Raises FenceLost when another attempt took the folder, RuntimeError when
+    the files do not compute what was trained.
     """
     folder, config, fence = session.folder, session.config, session.fence
     samples = sample_completions(session)
@@ -67,7 +69,14 @@ def publish(session: Session, summary: TrainSummary, about: Mapping[str, Any]) -
         weights = hashlib.sha256((aside / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
     session.metrics.finish()
     fence.write_json(folder.samples, samples)
-    done = {"status": "done", "finished": time.time(), "adapter_sha256": weights}
+    probe = prove(session.student, folder.adapter, config)
+    fence.write_json(folder.probe, probe)
+    done = {
+        "status": "done",
+        "finished": time.time(),
+        "adapter_sha256": weights,
+        "probe": {"logits_sha256": probe["logits_sha256"], "equal": True},
+    }
     if note := getattr(session.kernel, "note", None):
         done["loss_kernel"] = note
     fence.write_json(folder.run, {**about, **done, "dataset": _dataset(session)})

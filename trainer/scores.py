@@ -60,8 +60,14 @@ class Measured(NamedTuple):
     protocol: Protocol
 
 
-def publish(cell: Cell, items: Sequence[Item], blocks: BlockSums | None, measure: Plan) -> None:
-    """Write a variant's files, answers first."""
+def publish(
+    cell: Cell,
+    items: Sequence[Item],
+    blocks: BlockSums | None,
+    measure: Plan,
+    probe: dict[str, Any] | None = None,
+) -> None:
+    """Write a variant's files, answers first; probe: how its function compares with the one trained."""
     lines = "".join(json.dumps(item._asdict()) + "\n" for item in items)
     # Without a time stamp equal answers are equal bytes.
     packed = gzip.compress(lines.encode(), mtime=0)
@@ -76,6 +82,7 @@ def publish(cell: Cell, items: Sequence[Item], blocks: BlockSums | None, measure
         "v": 1,
         "measure": measure.sha256,
         "adapter_sha256": cell.source.sha256() if cell.source else None,
+        "probe": probe,
         "protocol": protocol.model_dump(),
         "items": beside,
         "items_sha256": answers,

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trainer.adapter import Adapter
 from trainer.attempt import StopSignal, Watchdog
 from trainer.config import TrainConfig, TrainPlace
 from trainer.data import Example
@@ -73,6 +74,9 @@ class ToyStudent:
         with torch.no_grad():
             for name, part in self.parts.items():
                 part.copy_(tensors[name])
+
+    def set_adapter(self, adapter: Adapter, order: str) -> None:
+        self.load_lora(adapter.tensors)
 
 
 class ToyData:

@@ -504,3 +504,33 @@ def test_a_record_of_three_adapters_on_all_tasks_fits_a_termination_message() ->
     protocol = Protocol(model="Qwen/Qwen3-4B-Instruct-2507", quant="int4 g128", dtype="bf16", batch_size=32)
     record = Record(stage="eval", status="done", exit_code=0, variants=variants, protocol=protocol)
     assert len(dump_record(record)) <= 4096
+
+
+def test_an_adapter_is_compared_with_the_function_trained(
+    config: EvalConfig, place: EvalPlace, sweep: Path, model_folder: Path
+) -> None:
+    """Equal bits are recorded; a file that computes something else is refused before anything is measured."""
+    from trainer import probe
+    from trainer.adapter import load_adapter
+
+    folder = RunFolder(sweep / RUNS[0])
+    own = TrainConfig(**json.loads(folder.run.read_text())["config"])
+    student = build_student(load_model(str(model_folder), dtype="fp32"), own)
+    student.set_adapter(load_adapter(folder.adapter))
+    write_json(folder.probe, probe.take(student, own))
+    one = config.model_copy(update={"lora_paths": [str(sweep / RUNS[0])], "tasks": ["none"]})
+    record = evaluate(one, place)
+    (variant,) = (v for v in record.variants if v.variant == "adapter")
+    value = json.loads(next((sweep / RUNS[0]).glob("eval/*/adapter.json")).read_text())
+    assert variant.run_id == RUNS[0]
+    assert value["probe"] == {
+        "equal": True,
+        "kl": pytest.approx(0, abs=1e-9),
+        "max_difference": 0,
+        "changed": [],
+    }
+
+    tensors = {name: tensor * 3 for name, tensor in student.lora_tensors().items()}
+    save_adapter(tensors, folder.adapter, own)
+    with pytest.raises(UsageError, match="does not compute what was trained"):
+        evaluate(one, place)
