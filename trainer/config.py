@@ -18,6 +18,7 @@ CONFIG_VERSION = 1
 QuantType = Literal["int4", "int4_sym", "bnb_nf4", "bnb_fp4", "none"]
 Dtype = Literal["bf16", "fp32"]
 LoraOrder = Literal["outside", "inside"]
+RolloutEngine = Literal["auto", "native", "plain"]
 AdapterForm = Literal["adapter", "merged"]
 ExportFormat = Literal["peft", "bf16", "compressed-tensors", "gguf", "gguf-lora"]
 OWN_TASKS = frozenset({"everyday"})
@@ -167,6 +168,9 @@ class TrainPlace(Settings):
     )
     stall_minutes: Float = Field(
         10.0, gt=0, description="Exit 77 after this long without progress (or 20 median steps)."
+    )
+    rollout: RolloutEngine = Field(
+        "auto", description="Who decodes: our decoder, its plain twin, or auto (plain where it must be)."
     )
     deterministic: bool = Field(False, description="CUDA: refuse operations that vary by run.")
 

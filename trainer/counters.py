@@ -49,4 +49,6 @@ def gumbel(
     """Standard Gumbel noise [size], float32: the argmax of logits / T + noise is a sample of softmax."""
     draws = generator(seed, stream, step, sample, position).standard_exponential(size, dtype=np.float32)
     # A draw of exactly 0 (2^-24 likely each) would be an infinite Gumbel and so always win.
-    return -np.log(np.maximum(draws, np.float32(1e-30)))
+    np.maximum(draws, np.float32(1e-30), out=draws)
+    np.log(draws, out=draws)
+    return np.negative(draws, out=draws)

@@ -13,9 +13,9 @@ from trainer.adapter import save_adapter
 from trainer.config import digest
 from trainer.counters import Stream
 from trainer.layout import ADAPTER_WEIGHTS, read_object
+from trainer.noise import Draw, Sampler
 from trainer.probe import prove
 from trainer.results import Record, TrainSummary
-from trainer.rollout import Draw, Sampler, sample
 
 if TYPE_CHECKING:
     from trainer.session import Session
@@ -113,7 +113,7 @@ def sample_completions(session: Session) -> list[dict[str, Any]]:
     draws = [Draw(0, number) for number in range(len(prompts))]
     written: dict[str, list[str]] = {}
     for name, mode in (("teacher", "teacher"), ("ptq", "ptq"), ("adapter", "student")):
-        completions = sample(session.student, prompts, draws, sampler, mode, session.stop.check)
+        completions = session.rollouts.sample(prompts, draws, sampler, mode, session.stop.check)
         written[name] = [tokenizer.decode(ids, skip_special_tokens=True) for ids in completions]
         session.watchdog.beat()
     return [

@@ -1,43 +1,30 @@
-"""Sampling: tokens are argmax(logits / T + Gumbel noise), so a token is a pure function of its logits.
+"""Rollouts: who samples them (our decoder or its plain twin), and the check of the first batch.
 
 All settings are ours: the model's own generation config (top_p, top_k, temperature …) is never read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.counters import Stream, gumbel
+from trainer import plain
+from trainer.flags import UsageError
+from trainer.noise import Draw, Noise, Sampler, scores
 
 if TYPE_CHECKING:
     from trainer.linear import Mode
+    from trainer.config import RolloutEngine
     from trainer.student import Student
 
+CHECKED_ROWS, CHECKED_TOKENS = 8, 8
+"""How much of the first batch is computed a second time."""
 
-@dataclass(frozen=True)
-class Sampler:
-    """How sequences are sampled; temperature 0 is greedy. stops: ids that end a sequence."""
-
-    seed: int
-    stream: Stream
-    temperature: float
-    max_new_tokens: int
-    min_new_tokens: int
-    stops: frozenset[int]
-
-
-@dataclass(frozen=True)
-class Draw:
-    """The counter of one sequence's noise."""
-
-    step: int
-    sample: int
+__all__ = ["Draw", "Rollouts", "Sampler", "sample", "stop_tokens"]
 
 
 def stop_tokens(student: Student, eos: int | None) -> frozenset[int]:
@@ -47,7 +34,6 @@ def stop_tokens(student: Student, eos: int | None) -> frozenset[int]:
     return frozenset(token for token in [eos, *listed] if token is not None)
 
 
-@torch.no_grad()
 def sample(
     student: Student,
     prompts: Sequence[Sequence[int]],
@@ -56,71 +42,117 @@ def sample(
     mode: Mode,
     check: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
-    """One completion for each prompt, its stop token included; computed in `mode`, all in one batch.
+    """One completion for each prompt, as `Rollouts(student).sample` gives them."""
+    return Rollouts(student).sample(prompts, draws, sampler, mode, check)
 
-    Given equal logits the tokens depend on the draws alone: not on the batch's order or company. `check`
-    is called between decode steps and may raise to end the sampling.
+
+class Rollouts:
+    """The sampling of one student. engine: `auto` is our decoder, or plain where it does not serve the model.
+
+    reason: why plain, or None. Raises UsageError for `native` where it does not.
     """
-    # One change of mode for all tokens: with checkpointing each change walks every module.
-    with student.mode(mode):
-        return _decode(student, prompts, draws, sampler, mode, check)
+
+    def __init__(self, student: Student, engine: RolloutEngine = "auto") -> None:
+        self._student, self._engine = student, engine
+        self.reason: str | None = "asked for" if engine == "plain" else None
+        self._checked = False
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        draws: Sequence[Draw],
+        sampler: Sampler,
+        mode: Mode,
+        check: Callable[[], None] = lambda: None,
+    ) -> list[list[int]]:
+        """One completion for each prompt, its stop token included; computed in `mode`, all in one batch.
+
+        Given equal logits the tokens depend on the draws alone: not on the batch's order or company. `check`
+        is called between decode steps and may raise to end the sampling.
+        """
+        # One change of mode for all tokens: with checkpointing each change walks every module.
+        with self._student.mode(mode), _evaluating(self._student.model):
+            if self.reason is None:
+                written = self._native(prompts, draws, sampler, mode, check)
+                if written is not None:
+                    return written
+            return plain.decode(self._student, prompts, draws, sampler, mode, check)
+
+    def _native(
+        self,
+        prompts: Sequence[Sequence[int]],
+        draws: Sequence[Draw],
+        sampler: Sampler,
+        mode: Mode,
+        check: Callable[[], None],
+    ) -> list[list[int]] | None:
+        """As `sample`, or None where plain must do it: `reason` says why from then on."""
+        from trainer import decoder
+
+        length = max(map(len, prompts)) + sampler.max_new_tokens
+        self.reason = decoder.unsupported(self._student, length)
+        if self.reason is None:
+            written = decoder.decode(self._student, prompts, draws, sampler, mode, check)
+            if not self._checked:
+                self._checked = True
+                self.reason = disagreement(self._student, prompts, draws, sampler, mode, written)
+            if self.reason is None:
+                return written
+        if self._engine == "native":
+            raise UsageError(f"rollout: the model cannot be decoded natively, got {self.reason}; give plain")
+        print(f"rollouts by the plain decoder: {self.reason}", flush=True)  # noqa: T201 - a run's log
+        return None
 
 
-def _decode(
+@contextlib.contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """With checkpointing the mode `student` is a training mode, and there layers drop the cache."""
+    training = model.training
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
+
+
+def disagreement(
     student: Student,
     prompts: Sequence[Sequence[int]],
     draws: Sequence[Draw],
     sampler: Sampler,
     mode: Mode,
-    check: Callable[[], None],
-) -> list[list[int]]:
-    from transformers import DynamicCache
+    completions: Sequence[Sequence[int]],
+) -> str | None:
+    """What is wrong with the first tokens of `completions` by one forward without a cache, or None.
 
-    device = next(student.model.parameters()).device
-    ids, mask = _left_padded(prompts, device)
-    head = student.head(mode)
-    cache = DynamicCache(config=student.model.config)
-    completions: list[list[int]] = [[] for _ in prompts]
-    open_rows = set(range(len(prompts)))
-    step_ids = ids
-    for position in range(sampler.max_new_tokens):
-        check()
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -step_ids.shape[1] :]
-        hidden_BTH = student.hidden(
-            step_ids, mask, positions, mode=mode, past_key_values=cache, use_cache=True
-        )
-        logits_BV = torch.nn.functional.linear(hidden_BTH[:, -1], head).float()
-        tokens = _choose(logits_BV, draws, position, sampler)
-        for row in sorted(open_rows):
-            completions[row].append(int(tokens[row]))
-            if int(tokens[row]) in sampler.stops:
-                open_rows.discard(row)
-        if not open_rows:
-            break
-        step_ids = tokens[:, None].to(device)
-        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-    return completions
-
-
-def _choose(logits_BV: Tensor, draws: Sequence[Draw], position: int, sampler: Sampler) -> Tensor:
-    if position < min(sampler.min_new_tokens, sampler.max_new_tokens):
-        logits_BV[:, sorted(sampler.stops)] = -torch.inf
-    if sampler.temperature == 0:
-        return logits_BV.argmax(-1)
-    noise = np.stack(
-        [
-            gumbel(sampler.seed, sampler.stream, draw.step, draw.sample, position, logits_BV.shape[1])
-            for draw in draws
-        ]
-    )
-    return (logits_BV / sampler.temperature + torch.from_numpy(noise).to(logits_BV.device)).argmax(-1)
+    Each token's score (logit / T + noise) must be the best up to what the dtype can tell: another shape of
+    the batch may decide a tie the other way.
+    """
+    rows = range(min(len(prompts), CHECKED_ROWS))
+    heads = [list(completions[row][:CHECKED_TOKENS]) for row in rows]
+    device = student.lora_parameters()[0].device
+    ids, mask = plain.left_padded([[*prompts[row], *heads[row]] for row in rows], device)
+    hidden_BTH = student.hidden(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), mode=mode)
+    noise, head = Noise(sampler, device), student.head(mode)
+    for row in rows:
+        before = hidden_BTH.shape[1] - len(heads[row]) - 1
+        for position, token in enumerate(heads[row]):
+            logits = torch.nn.functional.linear(hidden_BTH[row, before + position], head).float()[None]
+            slack = _slack(logits, sampler.temperature, hidden_BTH.dtype)
+            drawn = noise.of([draws[row]], position, logits.shape[1])
+            score = scores(logits, drawn, position, sampler)[0]
+            short = float(score.max() - score[token])
+            if not short <= slack:
+                return (
+                    f"the first batch disagrees with a plain forward at token {position + 1} of sequence "
+                    f"{row + 1}: score {short:.3g} below the best, {slack:.3g} allowed"
+                )
+    return None
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, prompts))
-    ids = torch.zeros((len(prompts), longest), dtype=torch.long)
-    mask = torch.zeros((len(prompts), longest), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
+def _slack(logits: Tensor, temperature: float, dtype: torch.dtype) -> float:
+    """16 roundings of the largest logit, as a score."""
+    return 16 * torch.finfo(dtype).eps * float(logits.abs().max()) / (temperature or 1.0)

@@ -13,6 +13,7 @@ from trainer.fence import Fence
 from trainer.jsd import JsdKernel, jsd_and_grad_
 from trainer.layout import RunFolder
 from trainer.metrics import Metrics
+from trainer.rollout import Rollouts
 from trainer.student import Student
 from trainer.teacher_cache import TeacherCompletions
 
@@ -30,6 +31,7 @@ class Session:
     data: TrainData
     stops: frozenset[int]
     teacher: TeacherCompletions
+    rollouts: Rollouts
     fence: Fence
     metrics: Metrics
     stop: StopSignal

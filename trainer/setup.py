@@ -18,7 +18,7 @@ from trainer.loss_kernel import choose_kernel
 from trainer.metrics import Metrics
 from trainer.models import load_model, load_tokenizer, model_fingerprint
 from trainer.results import ExitCode, Record
-from trainer.rollout import stop_tokens
+from trainer.rollout import Rollouts, stop_tokens
 from trainer.session import Session
 from trainer.student import build_student
 from trainer.teacher_cache import TeacherCompletions
@@ -48,6 +48,7 @@ def prepare(config: TrainConfig, place: TrainPlace, world: World, stop: StopSign
     )
     student = build_student(model, config)
     stops = stop_tokens(student, tokenizer.eos_token_id)
+    rollouts = Rollouts(student, place.rollout)
     fence = Fence(folder)
     return Session(
         config=config,
@@ -58,8 +59,9 @@ def prepare(config: TrainConfig, place: TrainPlace, world: World, stop: StopSign
         tokenizer=tokenizer,
         data=data,
         stops=stops,
+        rollouts=rollouts,
         teacher=TeacherCompletions(
-            student,
+            rollouts,
             config,
             stops,
             _teacher_root(folder),

@@ -12,10 +12,10 @@ from trainer.config import TrainConfig
 from trainer.counters import Stream
 from trainer.data import Example
 from trainer.layout import read_object, write_json_once
-from trainer.rollout import Draw, Sampler, sample
+from trainer.noise import Draw, Sampler
 
 if TYPE_CHECKING:
-    from trainer.student import Student
+    from trainer.rollout import Rollouts
 
 
 class TeacherCompletions:
@@ -27,9 +27,9 @@ class TeacherCompletions:
     """
 
     def __init__(
-        self, student: Student, config: TrainConfig, stops: frozenset[int], root: Path, fingerprint: str
+        self, rollouts: Rollouts, config: TrainConfig, stops: frozenset[int], root: Path, fingerprint: str
     ) -> None:
-        self._student = student
+        self._rollouts = rollouts
         self._sampler = Sampler(
             seed=config.seed,
             stream=Stream.TEACHER,
@@ -57,7 +57,7 @@ class TeacherCompletions:
             # All of them, whatever is known: a resume must compute in the batch of the undisturbed run.
             draws = [Draw(0, int(example.content_hash[:15], 16)) for example in examples]
             prompts = [example.prompt for example in examples]
-            written = sample(self._student, prompts, draws, self._sampler, "teacher", check)
+            written = self._rollouts.sample(prompts, draws, self._sampler, "teacher", check)
             for example, completion in zip(examples, written, strict=True):
                 write_json_once(self._file(example), {"v": 1, "completion": completion})
         return [completion for example in examples if (completion := self._read(example)) is not None]

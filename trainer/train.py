@@ -20,10 +20,10 @@ from trainer.config import TrainConfig
 from trainer.counters import Stream, is_on_policy
 from trainer.data import Example, collate, micro_batches
 from trainer.losses import fused_jsd
+from trainer.noise import Draw, Sampler
 from trainer.publish import publish, start_run
 from trainer.results import Progress, Record, TrainSummary
 from trainer.resume import resume, save
-from trainer.rollout import Draw, Sampler, sample
 from trainer.session import Session
 
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
@@ -171,7 +171,7 @@ def _write_completions(session: Session, step: int, items: list[Item], clock: St
         )
         draws = [Draw(step, item.sample) for item in own]
         prompts = [item.example.prompt for item in own]
-        written = sample(session.student, prompts, draws, sampler, "rollout", session.check)
+        written = session.rollouts.sample(prompts, draws, sampler, "rollout", session.check)
         for item, ids in zip(own, written, strict=True):
             item.completion = tuple(ids)
     clock.lap("rollout")

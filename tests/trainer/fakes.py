@@ -95,6 +95,7 @@ def toy_session(folder: Path, config: TrainConfig = TOY) -> Session:
         "tokenizer": SimpleNamespace(pad_token_id=0),
         "data": ToyData(),
         "teacher": None,
+        "rollouts": SimpleNamespace(reason=None),
     }
     return Session(
         config=config,
