@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,9 @@ class State:
     """What a run is after `step` optimiser steps; everything random is a counter and needs no state.
 
     lora: masters by name. optimizer: Adam's moments, name.exp_avg and name.exp_avg_sq. totals: counts so
-    far. metrics: the lines of metrics.jsonl. codes_sha256: hash of the base's codes. conditions: what exact
-    resume depends on (torch, threads, processes …).
+    far. best: the masters of least held-out KL, where a run stops early. metrics: the lines of metrics.jsonl.
+    codes_sha256: hash of the base's codes. conditions: what exact resume depends on (torch, threads,
+    processes …).
     """
 
     step: int
@@ -43,6 +44,7 @@ class State:
     metrics: bytes
     codes_sha256: str
     conditions: Mapping[str, Any]
+    best: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def save(fence: Fence, folder: RunFolder, state: State, config: TrainConfig, digest: str) -> Path:
@@ -52,6 +54,7 @@ def save(fence: Fence, folder: RunFolder, state: State, config: TrainConfig, dig
         save_adapter(state.lora, aside, config)
         tensors = {f"lora.{name}": tensor for name, tensor in state.lora.items()}
         tensors |= {f"adam.{name}": tensor for name, tensor in state.optimizer.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         # Not by safetensors' own writer: its errors carry no number, and it fsyncs nothing.
         write_bytes(aside / TENSORS, in_bytes(plain), aside)
@@ -113,6 +116,7 @@ def _load(path: Path) -> State:
         metrics=(path / METRICS).read_bytes(),
         codes_sha256=about["codes_sha256"],
         conditions=about["conditions"],
+        best={name[5:]: value for name, value in tensors.items() if name.startswith("best.")},
     )
 
 

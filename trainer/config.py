@@ -132,8 +132,22 @@ class TrainConfig(ModelSettings):
     base_memory: Literal["fast", "small"] = Field(
         "fast", description="small keeps 4-bit codes and dequantises a layer when it is used."
     )
+    eval_steps: Int = Field(
+        0, ge=0, description="Steps between held-out KL and perplexity (and after the last); 0 for none."
+    )
+    eval_rows: Int = Field(32, ge=1, description="Held-out examples they are taken on.")
+    early_stopping_patience: Int = Field(
+        0, ge=0, description="Stop after so many held-out KLs without a better one; the best is published."
+    )
     save_steps: Int = Field(100, ge=1, description="Steps between checkpoints.")
     save_total_limit: Int = Field(3, ge=1, description="Checkpoints kept.")
+
+    @field_validator("early_stopping_patience")
+    @classmethod
+    def _needs_evaluations(cls, value: int, info: ValidationInfo) -> int:
+        if value and not info.data.get("eval_steps", 0):
+            raise ValueError("needs held-out evaluations, eval_steps is 0")
+        return value
 
     @property
     def effective_batch(self) -> int:

@@ -189,8 +189,8 @@ def _wear(student: Student, source: AdapterSource, base: TrainConfig) -> dict[st
     why = ", ".join(found.changed) or "equal conditions"
     if found.kl > TOLERANCE:
         raise UsageError(
-            f"lora_paths: {source.given} does not compute what was trained, got KL {found.kl:.2g} nats a token "
-            f"on its probe ({why}); its files, the model's or the libraries changed: bring the old ones back"
+            f"lora_paths: {source.given} does not compute what was trained, got KL {found.kl:.2g} nats a "
+            f"token on its probe ({why}); its files, the model's or the libraries changed: bring the old back"
         )
     if not found.equal:
         sys.stderr.write(f"{source.given}: not bit for bit the function trained, KL {found.kl:.1e} ({why})\n")

@@ -42,7 +42,7 @@ class Comparison(NamedTuple):
 
 
 def take(student: Student, config: TrainConfig) -> dict[str, Any]:
-    """What the student computes on the probe: its logits' hash, and the likeliest tokens' log-probabilities."""
+    """What the student computes on the probe: the logits' hash, the likeliest tokens' log-probabilities."""
     logits_NV = _logits(student)
     top = torch.log_softmax(logits_NV.float(), dim=-1).topk(min(TOP, logits_NV.shape[1]))
     return {

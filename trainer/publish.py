@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.adapter import save_adapter
 from trainer.config import digest
 from trainer.counters import Stream
+from trainer.heldout import best_step
 from trainer.layout import ADAPTER_WEIGHTS, read_object
 from trainer.noise import Draw, Sampler
 from trainer.probe import prove
@@ -76,6 +77,8 @@ def publish(session: Session, summary: TrainSummary, about: Mapping[str, Any]) -
         "finished": time.time(),
         "adapter_sha256": weights,
         "probe": {"logits_sha256": probe["logits_sha256"], "equal": True},
+        "heldout": [{"step": line["step"], **line["heldout"]} for line in session.evaluations],
+        "adapter_step": best_step(session.evaluations) if session.best else summary.step,
     }
     if note := getattr(session.kernel, "note", None):
         done["loss_kernel"] = note

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,9 @@ def resume(session: Session, optimizer: torch.optim.Optimizer) -> tuple[int, dic
     if found is None:
         return 0, {"tokens": 0.0, "rollout_tokens": 0.0, "seconds": 0.0, "loss": 0.0}
     student.load_lora(found.lora)
+    lines = [json.loads(line) for line in found.metrics.splitlines()]
+    session.evaluations[:] = [line for line in lines if "heldout" in line]
+    session.best.update(found.best)
     for name, parameter in zip(student.lora_tensors(), student.lora_parameters(), strict=True):
         optimizer.state[parameter] = {
             "step": torch.tensor(float(found.step)),
@@ -88,5 +92,6 @@ def save(session: Session, step: int, optimizer: torch.optim.Optimizer, totals: 
         metrics=session.metrics.content,
         codes_sha256=session.student.codes_sha256,
         conditions=conditions(session),
+        best=session.best,
     )
     checkpoint.save(session.fence, session.folder, state, session.config, digest(session.config))

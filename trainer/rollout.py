@@ -17,8 +17,8 @@ from trainer.flags import UsageError
 from trainer.noise import Draw, Noise, Sampler, scores
 
 if TYPE_CHECKING:
-    from trainer.linear import Mode
     from trainer.config import RolloutEngine
+    from trainer.linear import Mode
     from trainer.student import Student
 
 CHECKED_ROWS, CHECKED_TOKENS = 8, 8

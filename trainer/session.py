@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from trainer.attempt import Preempted, StopSignal, Watchdog
 from trainer.config import TrainConfig, TrainPlace
-from trainer.data import TrainData
+from trainer.data import Example, TrainData
 from trainer.distributed import World
 from trainer.fence import Fence
 from trainer.jsd import JsdKernel, jsd_and_grad_
@@ -20,7 +22,11 @@ from trainer.teacher_cache import TeacherCompletions
 
 @dataclass
 class Session:
-    """One run in one process."""
+    """One run in one process.
+
+    heldout: examples of `--eval-steps`. evaluations: the lines of metrics that hold a held-out KL. best: LoRA
+    at the least of them, where the run stops early.
+    """
 
     config: TrainConfig
     place: TrainPlace
@@ -29,6 +35,7 @@ class Session:
     student: Student
     tokenizer: Any
     data: TrainData
+    heldout: list[Example]
     stops: frozenset[int]
     teacher: TeacherCompletions
     rollouts: Rollouts
@@ -37,6 +44,8 @@ class Session:
     stop: StopSignal
     watchdog: Watchdog
     kernel: JsdKernel = jsd_and_grad_
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
 
     def check(self) -> None:
         """A safe point of this process: something moved, and a signal ends the work here."""

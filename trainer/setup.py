@@ -13,6 +13,7 @@ from trainer.data import TrainData, load_rows
 from trainer.distributed import World
 from trainer.fence import Fence
 from trainer.folder import run_folder
+from trainer.heldout import heldout_examples
 from trainer.layout import RunFolder
 from trainer.loss_kernel import choose_kernel
 from trainer.metrics import Metrics
@@ -41,8 +42,10 @@ def prepare(config: TrainConfig, place: TrainPlace, world: World, stop: StopSign
         if world.size == 1:
             stop.check()
 
-    data = TrainData(load_rows(config), tokenizer, config, check)
+    rows = load_rows(config)
+    data = TrainData(rows, tokenizer, config, check)
     data[config.global_batch - 1]  # bad data is said before a model is loaded
+    heldout = heldout_examples(rows, tokenizer, config)
     model = load_model(
         config.model_name, config.model_revision, config.mixed_precision, models_dir, world.device
     )
@@ -58,6 +61,7 @@ def prepare(config: TrainConfig, place: TrainPlace, world: World, stop: StopSign
         student=student,
         tokenizer=tokenizer,
         data=data,
+        heldout=heldout,
         stops=stops,
         rollouts=rollouts,
         teacher=TeacherCompletions(

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from trainer import heldout
 from trainer.attempt import Diverged, Preempted, mark_ready, report
 from trainer.config import TrainConfig
 from trainer.counters import Stream, is_on_policy
@@ -59,10 +60,12 @@ def train(session: Session) -> Record | None:
     start, totals = resume(session, optimizer)
     resumed_from = start or None
     about = start_run(session, resumed_from) if world.is_main else {}
-    step = start
+    step = steps = start
     session.stop.defer()
     try:
         for step in range(start, config.max_steps):
+            if heldout.is_over(session.evaluations, config.early_stopping_patience):
+                break
             session.watchdog.beat()
             clock = Stopwatch()
             items = _items(session, step)
@@ -85,6 +88,13 @@ def train(session: Session) -> Record | None:
             clock.lap("update")
 
             metrics = _metrics(session, step, items, tokens, loss, norm, clock)
+            steps = step + 1
+            if config.eval_steps and (steps % config.eval_steps == 0 or steps == config.max_steps):
+                metrics["heldout"] = heldout.measure(session)
+                heldout.record(session, metrics)
+            over = steps == config.max_steps or heldout.is_over(
+                session.evaluations, config.early_stopping_patience
+            )
             totals = {
                 "tokens": totals["tokens"] + metrics["tokens"],
                 "rollout_tokens": totals["rollout_tokens"] + metrics["rollout_tokens"],
@@ -95,10 +105,10 @@ def train(session: Session) -> Record | None:
             if world.is_main:
                 session.metrics.append(metrics)
                 mark_ready()
-                report(_progress(config, step + 1, metrics, totals))
+                report(_progress(config, steps, metrics, totals))
             # The last one too: publishing may be interrupted, and must not cost a step.
-            if (step + 1) % config.save_steps == 0 or step + 1 == config.max_steps:
-                save(session, step + 1, optimizer, totals)
+            if steps % config.save_steps == 0 or over:
+                save(session, steps, optimizer, totals)
     except Preempted as error:
         # Raised before the step's update alone, so the parameters are those after `step` steps.
         if step > start:
@@ -106,8 +116,10 @@ def train(session: Session) -> Record | None:
         raise Preempted(f"stopped at step {step} of {config.max_steps}") from error
     if not world.is_main:
         return None
+    if session.best:
+        student.load_lora(session.best)
     summary = TrainSummary(
-        step=config.max_steps,
+        step=steps,
         max_steps=config.max_steps,
         loss=totals["loss"],
         tokens=int(totals["tokens"]),

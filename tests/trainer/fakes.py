@@ -94,6 +94,7 @@ def toy_session(folder: Path, config: TrainConfig = TOY) -> Session:
         "student": ToyStudent(),
         "tokenizer": SimpleNamespace(pad_token_id=0),
         "data": ToyData(),
+        "heldout": [],
         "teacher": None,
         "rollouts": SimpleNamespace(reason=None),
     }
