@@ -183,6 +183,9 @@ class TrainPlace(Settings):
     stall_minutes: Float = Field(
         10.0, gt=0, description="Exit 77 after this long without progress (or 20 median steps)."
     )
+    length_buckets: bool = Field(
+        True, description="Micro-batches of sequences of like length: less padding, the same step."
+    )
     rollout: RolloutEngine = Field(
         "auto", description="Who decodes: our decoder, its plain twin, or auto (plain where it must be)."
     )

@@ -52,6 +52,7 @@ def conditions(session: Session) -> dict[str, Any]:
         **checkpoint.conditions(session.world.size, session.world.device),
         "micro_batch_split": place.micro_batch_split,
         "deterministic": place.deterministic,
+        "length_buckets": place.length_buckets,
         "rollout": "plain" if session.rollouts.reason else "native",
     }
 

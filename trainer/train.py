@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,7 +209,7 @@ def _accumulate(session: Session, step: int, items: list[Item], clock: Stopwatch
     pad = session.tokenizer.pad_token_id or 0
     size = max(1, config.per_device_train_batch_size // session.place.micro_batch_split)
     summed = 0.0
-    for part in micro_batches(items, size):
+    for part in micro_batches(longest_first(items) if session.place.length_buckets else items, size):
         session.agree()
         batch = collate([(item.example.prompt, item.completion) for item in part], pad, world.device)
         teacher_NH = student.hidden(batch.ids_BT, batch.mask_BT, mode="teacher")[batch.predicts_BT]
@@ -231,6 +231,12 @@ def _accumulate(session: Session, step: int, items: list[Item], clock: Stopwatch
         (loss / tokens).backward()
         clock.lap("backward")
     return tokens, world.sum([summed])[0] / tokens
+
+
+def longest_first(items: Sequence[Item]) -> list[Item]:
+    """Items by their number of tokens, so that a micro-batch pads little and the largest shows at once
+    whether memory suffices; equals keep their order."""
+    return sorted(items, key=lambda item: -(len(item.example.prompt) + len(item.completion)))
 
 
 def _where(step: int, items: list[Item], what: str) -> str:

@@ -177,6 +177,29 @@ def test_a_corrupt_checkpoint_falls_back_to_the_one_before(config_of, tmp_path, 
     assert weights(tmp_path) == before
 
 
+@pytest.mark.parametrize("lmbda", [0.0, 0.5])
+def test_micro_batches_of_like_length_are_the_same_step_with_less_padding(
+    lmbda, config_of, tmp_path, monkeypatch
+):
+    padded: dict[bool, int] = {}
+    real = loop.collate
+    for on in (True, False):
+        padded[on] = 0
+
+        def counting(pairs, *args, on=on):
+            batch = real(pairs, *args)
+            padded[on] += int((batch.mask_BT == 0).sum())
+            return batch
+
+        monkeypatch.setattr(loop, "collate", counting)
+        loop.train(session_of(config_of(lmbda=lmbda), tmp_path / str(on), length_buckets=on))
+    assert padded[True] < padded[False]
+    for sorted_, plain in zip(lines(tmp_path / "True"), lines(tmp_path / "False"), strict=True):
+        assert sorted_["tokens"] == plain["tokens"]
+        for name in ("loss", "grad_norm"):
+            assert sorted_[name] == pytest.approx(plain[name], rel=1e-4)
+
+
 def test_splitting_the_micro_batch_is_the_same_step(config_of, tmp_path):
     config = config_of(lmbda=0.5)
     loop.train(session_of(config, tmp_path / "whole"))
