@@ -65,15 +65,17 @@ def run(case: str, folder: Path, world: World) -> dict[str, Any]:
         for parameter in session.student.lora_parameters():
             parameter.normal_(std=0.05, generator=drawn)
     seen: dict[str, Any] = {"gradients": [], "sequences": [], "losses": [], "sampled": [], "travelled": []}
-    real = loop.sample, loop._accumulate, World.sum_gradients, torch.distributed.all_reduce
+    real = session.rollouts.sample, loop._accumulate, World.sum_gradients, torch.distributed.all_reduce
 
-    def sampled(student: Any, prompts: Sequence[Any], draws: Any, *rest: Any) -> Any:
+    def sampled(prompts: Sequence[Any], draws: Any, sampler: Any, mode: Any, *rest: Any) -> Any:
+        if mode != "rollout":  # the fixed prompts of the end
+            return real[0](prompts, draws, sampler, mode, *rest)
         seen["sampled"].append(len(prompts))
         if case == "replayed":
             first = json.loads((folder / "free-1-0.json").read_text())["sequences"]
             by_sample = [{one[0]: one[3] for one in step} for step in first]
             return [by_sample[draw.step][draw.sample] for draw in draws]
-        return real[0](student, prompts, draws, *rest)
+        return real[0](prompts, draws, sampler, mode, *rest)
 
     def accumulated(session: Any, step: int, items: Any, clock: Any) -> Any:
         seen["sequences"].append([[i.sample, i.example.prompt, i.on_policy, i.completion] for i in items])
@@ -89,12 +91,13 @@ def run(case: str, folder: Path, world: World) -> dict[str, Any]:
         seen["travelled"].append(tensor.numel())
         return real[3](tensor, *args, **options)
 
-    loop.sample, loop._accumulate = sampled, accumulated  # type: ignore[assignment]
+    session.rollouts.sample = sampled  # type: ignore[method-assign]
+    loop._accumulate = accumulated
     World.sum_gradients, torch.distributed.all_reduce = summed, reduced  # type: ignore[method-assign]
     try:
         loop.train(session)
     finally:
-        loop.sample, loop._accumulate, World.sum_gradients, torch.distributed.all_reduce = real  # type: ignore[method-assign]
+        _, loop._accumulate, World.sum_gradients, torch.distributed.all_reduce = real  # type: ignore[method-assign]
     return seen
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -48,19 +49,29 @@ def runs(
     """What every rank of every size saw, by case, size and rank; see tests/trainer/ranks.py."""
     folder = tmp_path_factory.mktemp("ranks")
     make_tiny_folder(folder / "model")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.trainer.ranks", str(folder), str(rank)],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(max(SIZES))
-    ]
-    said = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(said)
+    logs = [folder / f"{rank}.log" for rank in range(max(SIZES))]
+    processes = []
+    for rank, log in enumerate(logs):
+        with open(log, "w") as file:
+            process = psutil.Popen(
+                [sys.executable, "-m", "tests.trainer.ranks", str(folder), str(rank)],
+                cwd=ROOT,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        processes.append(process)
+
+    def ended(process: psutil.Process) -> None:
+        # The others would wait half an hour for one that died.
+        if process.returncode:
+            for other in processes:
+                if other.is_running():
+                    other.kill()
+
+    psutil.wait_procs(processes, callback=ended)
+    said = "\n".join(log.read_text() for log in logs)
+    assert [process.returncode for process in processes] == [0] * len(processes), said
     return {
         case: {
             size: [json.loads((folder / f"{case}-{size}-{rank}.json").read_text()) for rank in range(size)]
