@@ -10,14 +10,24 @@ import itertools
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from bench.fake_kubelet import FakePod, done_record
-from orchestrator.cluster.base import Change, Cluster, Condition, Created, Event, ObservedJob, ObservedPod
+from orchestrator.cluster.base import (
+    Change,
+    Cluster,
+    Condition,
+    Created,
+    Event,
+    ObservedJob,
+    ObservedPod,
+    OpenPart,
+)
 from orchestrator.cluster.kube.recordtext import RecordText
+from orchestrator.cluster.openindex import OpenIndex
 from orchestrator.controller.observed import runs_of
 from orchestrator.render import DUMP_MOUNT
 from orchestrator.sweep.naming import ANNOTATION_RUN, LABEL_STAGE, LABEL_SWEEP
@@ -41,10 +51,19 @@ def counted(method: Callable[P, R]) -> Callable[P, R]:
     return timed
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A record under its Job's name."""
+
+    name: str
+    record: RecordText
+
+
 class SimulatedCluster(Cluster):
     """`lasts` gives the seconds that a Job's pod runs; `woken` gets the sweep of every change.
 
     `now` is in virtual Unix seconds, and `move` brings it forward. `writes` counts requests by what they do.
+    What is open is looked up as in a cluster (see OpenIndex), and that is the controller's CPU.
     """
 
     def __init__(self, lasts: Callable[[ObservedJob], float], woken: Callable[[str], None]) -> None:
@@ -54,8 +73,8 @@ class SimulatedCluster(Cluster):
         self._lasts = lasts
         self._woken = woken
         self._sweeps: dict[str, dict[str, Any]] = {}
-        self._jobs: dict[str, dict[str, ObservedJob]] = defaultdict(dict)
-        self._records: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+        self._jobs: dict[str, OpenIndex[ObservedJob]] = defaultdict(OpenIndex)
+        self._records: dict[str, OpenIndex[Stored]] = defaultdict(OpenIndex)
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._running = 0
@@ -104,17 +123,22 @@ class SimulatedCluster(Cluster):
 
     @counted
     def jobs(self, sweep: str) -> list[ObservedJob]:
-        return list(self._jobs[sweep].values())
+        return self._jobs[sweep].all()
 
     @counted
     def records(self, sweep: str) -> dict[str, Mapping[str, Any]]:
-        return dict(self._records[sweep])
+        return {one.name: one.record for one in self._records[sweep].all()}
+
+    def open_part(self, sweep: str, closed: Set[str]) -> OpenPart:
+        jobs, kept = self._jobs[sweep].open(closed), self._records[sweep]
+        records = {one.name: one.record for one in kept.open(closed)}
+        return OpenPart(jobs, records, complete=len(kept) - len(records) == len(closed))
 
     @counted
     def create_job(self, manifest: Mapping[str, Any]) -> Created:
         metadata = manifest["metadata"]
         name, sweep = metadata["name"], metadata["labels"][LABEL_SWEEP]
-        if name in self._jobs[sweep]:
+        if self._jobs[sweep].get(name):
             return Created.EXISTS
         self.writes["job"] += 1
         gpus = manifest["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -135,8 +159,9 @@ class SimulatedCluster(Cluster):
     @counted
     def put_record(self, sweep: str, job: str, record: Mapping[str, Any]) -> bool:
         self.writes["record"] += 1
-        new = job not in self._records[sweep]
-        self._records[sweep].setdefault(job, RecordText(json.dumps(record)))
+        new = self._records[sweep].get(job) is None
+        if new:
+            self._records[sweep].set(job, Stored(job, RecordText(json.dumps(record))))
         self._woken(sweep)
         return new
 
@@ -144,14 +169,14 @@ class SimulatedCluster(Cluster):
     def retire_job(self, name: str, after_s: int) -> None:
         self.writes["retire"] += 1
         sweep = name.split("--", 1)[0]
-        self._set(replace(self._jobs[sweep][name], retired=True))
+        self._set(replace(self._job(sweep, name), retired=True))
         self._later(after_s, lambda: self._gone(sweep, name))
 
     def delete_job(self, name: str, uid: str | None = None) -> None:
         self._gone(name.split("--", 1)[0], name)
 
     def taken(self, name: str) -> bool:
-        return name in self._jobs[name.split("--", 1)[0]]
+        return self._jobs[name.split("--", 1)[0]].get(name) is not None
 
     def said(self, job: ObservedJob) -> tuple[Event, ...]:
         return ()
@@ -178,17 +203,23 @@ class SimulatedCluster(Cluster):
 
     def _set(self, job: ObservedJob) -> None:
         sweep = job.labels[LABEL_SWEEP]
-        self._jobs[sweep][job.name] = job
+        self._jobs[sweep].set(job.name, job)
         self._woken(sweep)
 
+    def _job(self, sweep: str, name: str) -> ObservedJob:
+        job = self._jobs[sweep].get(name)
+        if job is None:
+            raise KeyError(name)
+        return job
+
     def _start(self, sweep: str, name: str) -> None:
-        job = self._jobs[sweep][name]
+        job = self._job(sweep, name)
         pod = ObservedPod(f"pod-{name}", "Running", ready=True, node="node", created_at=job.created_at)
         self._set(replace(job, pods=(replace(pod, started_at=self.now),)))
         self._later(self._lasts(job), lambda: self._end(sweep, name))
 
     def _end(self, sweep: str, name: str) -> None:
-        job = self._jobs[sweep][name]
+        job = self._job(sweep, name)
         adapters = tuple(f"{DUMP_MOUNT}/{sweep}/{run}" for run in runs_of(job))
         said = FakePod(name, sweep, job.labels[LABEL_STAGE], job.annotations[ANNOTATION_RUN], adapters)
         ended = {"phase": "Succeeded", "ready": False, "exit_code": 0, "finished_at": self.now}
@@ -197,5 +228,6 @@ class SimulatedCluster(Cluster):
         self._set(replace(job, pods=(pod,), conditions=COMPLETE))
 
     def _gone(self, sweep: str, name: str) -> None:
-        if self._jobs[sweep].pop(name, None):
+        if self._jobs[sweep].get(name):
+            self._jobs[sweep].drop(name)
             self._woken(sweep)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -93,6 +93,15 @@ class Event:
     moment: str = ""
 
 
+@dataclass(frozen=True)
+class OpenPart:
+    """Jobs of a sweep, and records by Job name, but those closed; `complete`: all closed have a record."""
+
+    jobs: Sequence[ObservedJob]
+    records: Mapping[str, Mapping[str, Any]]
+    complete: bool
+
+
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 """From what is stored to what is wanted."""
 
@@ -144,6 +153,16 @@ class Cluster(Protocol):
 
     def records(self, sweep: str) -> Mapping[str, Mapping[str, Any]]:
         """Attempt records of a sweep by Job name."""
+
+    def open_part(self, sweep: str, closed: Set[str]) -> OpenPart:
+        """What a sweep has but what has one of the `closed` names; that set may grow, never lose a name."""
+        # Jobs before records: a Job recorded and gone in between is then seen twice rather than never.
+        jobs, records = self.jobs(sweep), self.records(sweep)
+        return OpenPart(
+            [job for job in jobs if job.name not in closed],
+            {job: record for job, record in records.items() if job not in closed},
+            closed <= records.keys(),
+        )
 
     def put_record(self, sweep: str, job: str, record: Mapping[str, Any]) -> bool:
         """Store an attempt's record once: False when one exists, which then stays as it is.

@@ -5,12 +5,10 @@ Losing it costs one long turn.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Set
 from dataclasses import replace
 from itertools import islice
-from typing import Any
 
-from orchestrator.cluster.base import ObservedJob
 from orchestrator.controller.catalogue import Catalogue
 from orchestrator.controller.observed import ALL_RUNS, Control, Unit
 from orchestrator.controller.rest import Closed, Rest
@@ -36,23 +34,20 @@ class Ledger:
         for cancelled in runs.called(set(control.cancel) - {ALL_RUNS}):
             self.begin(cancelled)
 
-    def fits(self, runs: Catalogue, control: Control, stored: Mapping[str, Any]) -> bool:
-        """Whether it is still true: all that was closed has its records among the `stored`."""
-        return runs is self._runs and control == self._control and stored.keys() >= self._closed
+    def fits(self, runs: Catalogue, control: Control) -> bool:
+        """Whether it is of these; it is true as long as all that was closed has its records."""
+        return runs is self._runs and control == self._control
+
+    @property
+    def closed(self) -> Set[str]:
+        """Names of the Jobs that need not be looked at, nor their records; it grows."""
+        return self._closed
 
     def begin(self, run: str) -> None:
         """Something happened to the run, or was tried: it is not like others any more."""
         known = self._runs.by_id.get(run)
         if known and self._waiting[self._like(known)].pop(run, None):
             self._begun[run] = known
-
-    def open_jobs(self, jobs: Iterable[ObservedJob]) -> tuple[ObservedJob, ...]:
-        """The Jobs to look at."""
-        return tuple(job for job in jobs if job.name not in self._closed)
-
-    def open_records(self, stored: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-        """The records to look at."""
-        return {job: stored[job] for job in stored.keys() - self._closed}
 
     def rest(self, units: Iterable[Unit]) -> Rest:
         """What is not to be looked at, and which runs are, given all open units with an attempt."""

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from orchestrator.cluster.base import Cluster, ObservedJob
@@ -209,12 +210,10 @@ class Controller:
         return known[1], known[2]
 
     def _observe(self, name: str, stored: Mapping[str, Any], runs: Catalogue) -> Observed:
-        # Jobs before records: a Job recorded and gone in between is then seen twice rather than never.
-        all_jobs, all_records = self.cluster.jobs(name), self.cluster.records(name)
-        now, uid, control = self.clock(), stored["metadata"].get("uid"), stored_control(stored)
+        uid, control = stored["metadata"].get("uid"), stored_control(stored)
         memory = self._memory(name, uid)
-        ledger = memory.ledger(runs, control, all_records, CREATES_A_TURN)
-        jobs, written = ledger.open_jobs(all_jobs), ledger.open_records(all_records)
+        part = memory.open_part(runs, control, CREATES_A_TURN, partial(self.cluster.open_part, name))
+        now, jobs, written = self.clock(), tuple(part.jobs), part.records
         records = self._read(name, written)
         said = memory.said((job for job in jobs if job.name not in written), now, self.cluster.said)
         since = memory.since((job for job in jobs if job.name not in written), now, said)

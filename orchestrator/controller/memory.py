@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from orchestrator.cluster.base import Event, ObservedJob
+from orchestrator.cluster.base import Event, ObservedJob, OpenPart
 from orchestrator.controller.catalogue import Catalogue
 from orchestrator.controller.ledger import Ledger
 from orchestrator.controller.observed import Control, Observed, histories
@@ -46,11 +45,16 @@ class Memory:
         self._seen = replace(observed, histories=known, rest=rest)
         return self._seen
 
-    def ledger(self, runs: Catalogue, control: Control, stored: Mapping[str, Any], ahead: int) -> Ledger:
-        """What is closed of these runs, nothing if what is known does not fit: see Ledger."""
-        if self._ledger is None or not self._ledger.fits(runs, control, stored):
-            self._ledger = Ledger(runs, control, ahead)
-        return self._ledger
+    def open_part(
+        self, runs: Catalogue, control: Control, ahead: int, look: Callable[[Set[str]], OpenPart]
+    ) -> OpenPart:
+        """What is not closed of these runs: all of it if what is known of them does not fit, see Ledger."""
+        if self._ledger and self._ledger.fits(runs, control):
+            part = look(self._ledger.closed)
+            if part.complete:
+                return part
+        self._ledger = Ledger(runs, control, ahead)
+        return look(self._ledger.closed)
 
     def close(self, closed: Closed) -> None:
         """Leave this out from the next turn on."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.cluster.base import Change, Condition, Created, Event, ObservedJob, ObservedPod
+from orchestrator.cluster.base import Change, Cluster, Condition, Created, Event, ObservedJob, ObservedPod
 from orchestrator.errors import JobRefusedError
 from orchestrator.sweep.naming import ANNOTATION_DIGEST, ANNOTATION_RUN, LABEL_STAGE, LABEL_SWEEP
 
@@ -15,7 +15,7 @@ COMPLETE = {"Complete": Condition("CompletionsReached")}
 FAILED = {"Failed": Condition("BackoffLimitExceeded", "Job has reached the specified backoff limit")}
 
 
-class FakeCluster:
+class FakeCluster(Cluster):
     """A Cluster; `calls` is what was done to it, `on_wait` lets a test move the world."""
 
     def __init__(self) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 from orchestrator.cluster.base import ObservedJob
 from orchestrator.cluster.kube.decode import KeptJob, KeptPod
 from orchestrator.cluster.kube.ownership import joined_one
+from orchestrator.cluster.openindex import OpenIndex
 
 
 @dataclass
@@ -18,8 +20,22 @@ class _Sweep:
     jobs: dict[str, KeptJob] = field(default_factory=dict)
     pods: dict[str, dict[str, KeptPod]] = field(default_factory=dict)
     changed: dict[str, None] = field(default_factory=dict)
-    joined: dict[str, ObservedJob] = field(default_factory=dict)
+    joined: OpenIndex[ObservedJob] = field(default_factory=OpenIndex)
     uid: str | None = None
+
+    def look(self, uid: str) -> OpenIndex[ObservedJob]:
+        """The Jobs of the sweep with this uid, those put together anew that changed since."""
+        if uid != self.uid:
+            known = (job.uid for job in self.joined.all())
+            self.uid, self.changed = uid, dict.fromkeys((*self.jobs, *self.pods, *known))
+        for one in self.changed:
+            joined = joined_one(self.jobs.get(one), list(self.pods.get(one, {}).values()), uid)
+            if joined is None:
+                self.joined.drop(one)
+            else:
+                self.joined.set(one, joined)
+        self.changed.clear()
+        return self.joined
 
 
 class JobIndex:
@@ -67,19 +83,12 @@ class JobIndex:
     def of(self, sweep: str, uid: str) -> list[ObservedJob]:
         """The Jobs of the sweep with this uid: see ownership.joined."""
         with self._lock:
-            if sweep not in self._sweeps:
-                return []
-            mine = self._sweeps[sweep]
-            if uid != mine.uid:
-                mine.uid, mine.changed = uid, dict.fromkeys((*mine.jobs, *mine.pods, *mine.joined))
-            for one in mine.changed:
-                joined = joined_one(mine.jobs.get(one), list(mine.pods.get(one, {}).values()), uid)
-                if joined is None:
-                    mine.joined.pop(one, None)
-                else:
-                    mine.joined[one] = joined
-            mine.changed.clear()
-            return list(mine.joined.values())
+            return self._sweeps[sweep].look(uid).all() if sweep in self._sweeps else []
+
+    def open(self, sweep: str, uid: str, closed: Set[str]) -> list[ObservedJob]:
+        """As `of`, without those whose names are closed: see OpenIndex."""
+        with self._lock:
+            return self._sweeps[sweep].look(uid).open(closed) if sweep in self._sweeps else []
 
     def _touched(self, sweep: str, uid: str) -> None:
         mine = self._sweeps[sweep]

@@ -8,11 +8,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-from orchestrator.cluster.base import ObservedJob
+from orchestrator.cluster.base import ObservedJob, OpenPart
 from orchestrator.cluster.kube import decode
 from orchestrator.cluster.kube.client import Api
 from orchestrator.cluster.kube.cluster import ALL_JOBS, ALL_RECORDS, ORPHANED, KubeCluster
@@ -21,6 +21,7 @@ from orchestrator.cluster.kube.jobindex import JobIndex
 from orchestrator.cluster.kube.paths import CONFIG_MAPS, JOBS, PODS, SWEEPS, Resource
 from orchestrator.cluster.kube.reflector import Reflector
 from orchestrator.cluster.kube.store import Item
+from orchestrator.cluster.openindex import OpenIndex
 
 K = TypeVar("K", bound=Kept)
 
@@ -30,30 +31,39 @@ class BySweep(Generic[K]):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: dict[str, dict[str, K]] = defaultdict(dict)
+        self._kept: dict[str, OpenIndex[K]] = defaultdict(OpenIndex)
 
     def set(self, one: K) -> None:
         with self._lock:
-            self._kept[one.sweep][one.name] = one
+            self._kept[one.sweep].set(one.name, one)
 
     def drop(self, one: Kept) -> None:
         with self._lock:
-            kept = self._kept.get(one.sweep, {})
-            kept.pop(one.name, None)
-            if not kept:
-                self._kept.pop(one.sweep, None)
+            if one.sweep in self._kept:
+                self._kept[one.sweep].drop(one.name)
+                if not len(self._kept[one.sweep]):
+                    del self._kept[one.sweep]
 
     def of(self, sweep: str) -> list[K]:
         with self._lock:
-            return list(self._kept.get(sweep, {}).values())
+            return self._kept[sweep].all() if sweep in self._kept else []
+
+    def open(self, sweep: str, closed: Set[str]) -> tuple[list[K], int]:
+        """Those whose names are not closed (see OpenIndex), and how many there are whose names are."""
+        with self._lock:
+            if sweep not in self._kept:
+                return [], 0
+            kept = self._kept[sweep]
+            found = kept.open(closed)
+            return found, len(kept) - len(found)
 
     def get(self, sweep: str, name: str) -> K | None:
         with self._lock:
-            return self._kept.get(sweep, {}).get(name)
+            return self._kept[sweep].get(name) if sweep in self._kept else None
 
     def all(self) -> list[K]:
         with self._lock:
-            return [one for kept in self._kept.values() for one in kept.values()]
+            return [one for kept in self._kept.values() for one in kept.all()]
 
 
 class WatchedCluster(KubeCluster):
@@ -114,13 +124,21 @@ class WatchedCluster(KubeCluster):
 
     def jobs(self, sweep: str) -> list[ObservedJob]:
         uid = self._stored(sweep)["metadata"]["uid"]
-        found = self._jobs.of(sweep, uid)
-        return [self.refreshed(job) if self._unexplained(sweep, job) else job for job in found]
+        return self._explained(sweep, self._jobs.of(sweep, uid))
 
     def records(self, sweep: str) -> dict[str, Mapping[str, Any]]:
         uid = self._stored(sweep)["metadata"]["uid"]
-        kept = self._records.of(sweep)
-        return {one.name: one.record for one in kept if one.owner in (uid, ORPHANED)}
+        return _of_owner(uid, self._records.of(sweep))
+
+    def open_part(self, sweep: str, closed: Set[str]) -> OpenPart:
+        uid = self._stored(sweep)["metadata"]["uid"]
+        jobs = self._explained(sweep, self._jobs.open(sweep, uid, closed))
+        # Nobody makes a record for a sweep that is gone: one with a closed name has the owner it had.
+        kept, recorded = self._records.open(sweep, closed)
+        return OpenPart(jobs, _of_owner(uid, kept), complete=recorded == len(closed))
+
+    def _explained(self, sweep: str, jobs: Iterable[ObservedJob]) -> list[ObservedJob]:
+        return [self.refreshed(job) if self._unexplained(sweep, job) else job for job in jobs]
 
     def _unexplained(self, sweep: str, job: ObservedJob) -> bool:
         """Whether a Job is over, and how its pod ended was neither seen nor recorded.
@@ -180,6 +198,10 @@ class WatchedCluster(KubeCluster):
     def _woken(self, one: Kept | None) -> None:
         if one is not None and one.sweep:
             self._on_change(one.sweep)
+
+
+def _of_owner(uid: str, kept: Iterable[KeptRecord]) -> dict[str, Mapping[str, Any]]:
+    return {one.name: one.record for one in kept if one.owner in (uid, ORPHANED)}
 
 
 def _gone(pod: KeptPod) -> KeptPod:

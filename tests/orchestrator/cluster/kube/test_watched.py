@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
+import pytest
+
+from orchestrator.cluster.base import Cluster
 from orchestrator.cluster.kube import decode
 from orchestrator.cluster.kube.paths import CONFIG_MAPS, JOBS, PODS, SWEEPS, Resource
 from orchestrator.cluster.kube.store import Item
@@ -111,6 +115,34 @@ def test_records_and_jobs_of_a_former_sweep_of_the_name_do_not_count() -> None:
     orphan = {"name": "night--lr2", "labels": labels}
     world.tell(CONFIG_MAPS, {"metadata": orphan, "data": {decode.RECORD_KEY: '{"v": 2}'}})
     assert world.cluster.records("night") == {"night--lr2": {"v": 2}}, "the next of the name has it"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_open_part_is_that_of_all(seed: int) -> None:
+    chance, world = random.Random(seed), World()
+    labels = {**LABELS, naming.LABEL_RECORD: "attempt"}
+    existing: set[tuple[Resource, int]] = set()
+    closed: set[str] = set()
+    for _ in range(300):
+        number, resource = chance.randrange(6), chance.choice([JOBS, PODS, CONFIG_MAPS])
+        name = f"night--r{number}"
+        metadata = {"name": name, "labels": labels, "ownerReferences": [{"uid": "s1", "controller": True}]}
+        value = {
+            JOBS: a_job(name, f"j{number}"),
+            PODS: a_pod(f"p{number}", f"j{number}", name, phase="Running"),
+            CONFIG_MAPS: {"metadata": metadata, "data": {decode.RECORD_KEY: f'{{"v": {number}}}'}},
+        }[resource]
+        gone = (resource, number) in existing and chance.random() < 0.4
+        world.tell(resource, value, deleted=gone)
+        (existing.discard if gone else existing.add)((resource, number))
+        if chance.random() < 0.1:
+            closed = {*closed, name} if chance.random() < 0.2 else set()
+        elif chance.random() < 0.2:
+            closed.add(name)
+        if chance.random() < 0.5:
+            assert world.cluster.open_part("night", closed) == Cluster.open_part(
+                world.cluster, "night", closed
+            )
 
 
 def test_absence_means_nothing_before_everything_was_listed() -> None:
