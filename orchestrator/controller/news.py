@@ -11,6 +11,8 @@ from orchestrator.controller.status import Condition, Failure, SweepStatus
 
 ALARMING = frozenset({"Halted", "JobsRefused", "Waiting"})
 """Conditions that someone must do something about while they are True."""
+MOMENTS = {"Complete": "ended", "Halted": "halted"}
+"""Conditions that the webhook is told of once they are True."""
 
 
 def news(before: Mapping[str, Any] | None, after: SweepStatus, sweep: str) -> list[Event]:
@@ -41,6 +43,6 @@ def _of_condition(one: Condition, sweep: str) -> Event | None:
         return Event("Accepted", one.message) if good else Event("Refused", message, warning=True)
     if one.status != "True":
         return None
-    moment = {"Complete": "ended", "Halted": "halted"}.get(one.type, "")
+    moment = MOMENTS.get(one.type, "")
     alarming = one.type in ALARMING or one.reason == "SomeFailed"
     return Event(one.reason, message, warning=alarming, moment=moment)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.cluster.base import Event
-from orchestrator.controller.status import SweepStatus
+from orchestrator.controller.news import MOMENTS
+from orchestrator.controller.status import Condition, SweepStatus
 from orchestrator.sweep.naming import ANNOTATION_SUBMITTER
 
 TEXT_LIMIT = 3000
@@ -16,7 +17,8 @@ TEXT_LIMIT = 3000
 def notice(stored: Mapping[str, Any], event: Event, status: SweepStatus) -> dict[str, Any]:
     """The JSON value that is posted: `text` for chat programs, and its parts for programs.
 
-    `stored` is the Sweep object that the event is about.
+    `stored` is the Sweep object that the event is about. `key` is the same however often the notice is sent:
+    the object's uid (its name where it has none), the moment, its reason, and since when its condition holds.
     """
     metadata = stored["metadata"]
     name, place = str(metadata["name"]), metadata.get("namespace")
@@ -26,6 +28,7 @@ def notice(stored: Mapping[str, Any], event: Event, status: SweepStatus) -> dict
     return {
         "text": text[:TEXT_LIMIT],
         "v": 1,
+        "key": _key(metadata, event, status),
         "event": event.moment,
         "sweep": name,
         "namespace": place,
@@ -36,3 +39,14 @@ def notice(stored: Mapping[str, Any], event: Event, status: SweepStatus) -> dict
         "best": status.best.model_dump() if status.best else None,
         "gpu_hours": status.gpuHours,
     }
+
+
+def _key(metadata: Mapping[str, Any], event: Event, status: SweepStatus) -> str:
+    since = (one.lastTransitionTime for one in status.conditions if _is_of(one, event))
+    return ":".join(
+        (metadata.get("uid") or metadata["name"], event.moment, event.reason, next(since, None) or "")
+    )
+
+
+def _is_of(condition: Condition, event: Event) -> bool:
+    return condition.status == "True" and MOMENTS.get(condition.type) == event.moment

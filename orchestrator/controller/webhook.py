@@ -94,6 +94,8 @@ def send(url: str, notice: Mapping[str, Any], timeout_s: float) -> None:
     """POST it. HTTPError for any answer but 2xx, OSError when there is none."""
     body = json.dumps(notice, allow_nan=False).encode()
     headers = {"Content-Type": "application/json", "User-Agent": "orch"}
+    if "key" in notice:  # an answer that got lost makes us send it again
+        headers["Idempotency-Key"] = str(notice["key"])
     request = urllib.request.Request(url, body, headers, method="POST")
     with _OPENER.open(request, timeout=timeout_s):
         return  # the status is all that counts

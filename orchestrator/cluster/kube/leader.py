@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.cluster.kube.client import Api
-from orchestrator.cluster.kube.errors import AlreadyExists, Conflict, NotFound
+from orchestrator.cluster.kube.errors import AlreadyExists, Conflict, Forbidden, NotFound
 from orchestrator.cluster.kube.paths import LEASES
 from orchestrator.errors import ClusterError
 
@@ -98,6 +98,7 @@ class Leader:
         self._renewed_at = clock()
         self._leading = False
         self._over = False
+        self._forbidden = False
         self._state = threading.Condition()
         self._stopping = threading.Event()
         self._elector = threading.Thread(target=self._elect, name="leader", daemon=True)
@@ -157,13 +158,22 @@ class Leader:
             self._lease = None  # someone wrote it meanwhile: read it next time
             return
         except (ClusterError, msgspec.MsgspecError) as error:
-            LOG.warning("lease %s: %s", self._name, error)
+            self._say(error)
             self._lease = None
             return
+        self._forbidden = False
         if held:
             self._hold(began)
         elif self._leading:
             self._end(f"held by {self.holder}")
+
+    def _say(self, error: Exception) -> None:
+        """Log it; a missing right once until a try is answered, for only a person can give it."""
+        if not isinstance(error, Forbidden):
+            LOG.warning("lease %s: %s", self._name, error)
+        elif not self._forbidden:
+            self._forbidden = True
+            LOG.error("lease %s: %s; it takes the verbs get, create and patch on leases", self._name, error)
 
     def _take_or_renew(self) -> bool:
         if self._lease is None or not self._leading:  # a holder knows what it wrote

@@ -16,7 +16,7 @@ import pytest
 from orchestrator.cluster.base import Event
 from orchestrator.controller.loop import Controller
 from orchestrator.controller.notice import TEXT_LIMIT, notice
-from orchestrator.controller.status import Best, SweepStatus
+from orchestrator.controller.status import Best, Condition, SweepStatus
 from orchestrator.controller.webhook import Webhook
 from orchestrator.profile import Notify, Profile
 from tests.orchestrator.controller.scene import a_sweep
@@ -40,6 +40,7 @@ class Chat:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 assert self.headers["Content-Type"] == "application/json"
+                assert self.headers["Idempotency-Key"] == body.get("key")
                 chat.got.put(body)
                 status = chat.answers.pop(0) if chat.answers else 200
                 if status is None:
@@ -197,6 +198,49 @@ def test_the_end_of_a_sweep_is_told_once_whoever_controls_it(chat: Chat) -> None
     assert chat.heard() == []
 
 
+def test_a_notice_sent_again_has_the_key_it_had(chat: Chat) -> None:
+    """A server that took it and whose answer got lost can tell it from a second end."""
+    chat.answers = [503]
+    _, controller = controlled(chat)
+    one = controller()
+    one.teller.webhook = Webhook(WITHIN_S, NO_PAUSES)
+    one.run(until_done=True)
+    first, again = chat.heard()
+    assert first == again
+    assert first["key"].split(":")[1] == "ended"
+
+
+SINCE = "2026-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("uid", "moment", "reason", "since", "same"),
+    [
+        ("u", "ended", "R", SINCE, True),
+        ("v", "ended", "R", SINCE, False),
+        ("u", "halted", "R", SINCE, False),
+        ("u", "ended", "S", SINCE, False),
+        ("u", "ended", "R", "2026-01-02T00:00:00Z", False),
+    ],
+    ids=["the same", "a sweep made anew by its name", "another moment", "another end", "ended again"],
+)
+def test_a_key_is_of_one_transition_of_one_sweep(
+    uid: str, moment: str, reason: str, since: str, same: bool
+) -> None:
+    def key(uid: str, moment: str, reason: str, since: str) -> str:
+        kinds = {"Complete": SINCE, "Halted": SINCE, {"ended": "Complete", "halted": "Halted"}[moment]: since}
+        conditions = [
+            Condition(type=kind, status="True", reason=reason, lastTransitionTime=at)
+            for kind, at in kinds.items()
+        ]
+        stored = {"metadata": {"name": "n", "uid": uid}}
+        return str(
+            notice(stored, Event(reason, "m", True, moment), SweepStatus(conditions=conditions))["key"]
+        )
+
+    assert (key(uid, moment, reason, since) == key("u", "ended", "R", SINCE)) is same
+
+
 def test_a_sweep_that_goes_on_and_ends_again_is_told_again(chat: Chat) -> None:
     cluster, controller = controlled(chat)
     controller().run(until_done=True)
@@ -270,6 +314,7 @@ def test_the_notice_has_a_text_for_people_and_fields_for_programs() -> None:
     assert value == {
         "text": "ml/night ended: 3 done, 1 failed; best a-1, KL 0.1415; 12.3 GPU-hours",
         "v": 1,
+        "key": "night:ended:SomeFailed:",
         "event": "ended",
         "sweep": "night",
         "namespace": "ml",

@@ -152,6 +152,46 @@ def test_a_leader_whose_renewals_fail_gives_up_and_says_so(
     assert not one.leader.alive
 
 
+FAULTS = {
+    "too many": refuse(429, "TooManyRequests", Retry_After="1"),
+    "internal error": refuse(500, "InternalError"),
+    "unavailable": refuse(503, "ServiceUnavailable"),
+    "credentials turned": refuse(401, "Unauthorized"),
+    "forbidden": refuse(403, "Forbidden"),
+    "conflict": refuse(409, "Conflict"),
+    "reset": cut(b"{", 99),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=list(FAULTS))
+def test_a_short_outage_costs_no_leadership(server: FakeApiServer, replica: Start, fault: Any) -> None:
+    """It lasts three tries of each call, and no time passes: the holder renews again, nobody takes over."""
+    clock = Clock()
+    one = replica("one", FROZEN, clock)
+    assert one.started.wait(LIMIT_S)
+    two = replica("two", FROZEN, clock)
+    for method in ("GET", "PATCH"):
+        server.next(method, *[fault] * 3)
+    clock.now += 9.9
+    asked = len([one for one in server.asked if one.method == "PATCH"])
+    server.wait_asked("PATCH", asked + 6)
+    assert one.leader.is_leader
+    clock.now += 9.9  # past the deadline of the renewal before the outage
+    assert one.leader.is_leader
+    assert not one.lost.is_set()
+    assert not two.started.is_set()
+
+
+def test_a_missing_right_is_said_once_with_the_verbs_it_takes(
+    server: FakeApiServer, replica: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.next("GET", *[refuse(403, "Forbidden", "leases is forbidden")] * 4)
+    one = replica("one", FROZEN, Clock())
+    assert one.started.wait(LIMIT_S)
+    [said] = [record.getMessage() for record in caplog.records if "forbidden" in record.getMessage()]
+    assert said.endswith("leases is forbidden; it takes the verbs get, create and patch on leases")
+
+
 def test_a_server_that_is_gone_ends_leadership_and_another_takes_over(
     server: FakeApiServer, replica: Start
 ) -> None:
