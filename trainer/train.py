@@ -240,7 +240,7 @@ def longest_first(items: Sequence[Item]) -> list[Item]:
 
 
 def _where(step: int, items: list[Item], what: str) -> str:
-    samples = ", ".join(str(item.sample) for item in items)
+    samples = ", ".join(str(item.sample) for item in sorted(items, key=lambda item: item.sample))
     return f"step {step + 1}: {what} in samples {samples}; lower the learning rate or look at these rows"
 
 
