@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CONTRACT = {"config", "flags", "layout", "results"}
+CONTRACT = {"config", "durable", "flags", "layout", "results", "settings"}
 """The trainer's torch-free half: what the orchestrator may know of it."""
 
 LAYERS = [

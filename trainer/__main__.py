@@ -22,14 +22,13 @@ from trainer.config import (
     ExportPlace,
     FetchConfig,
     GcConfig,
-    Settings,
     TrainConfig,
     TrainPlace,
-    digest,
 )
 from trainer.fence import FenceLost
 from trainer.launch import is_rank, launch, world_size
 from trainer.results import ExitCode, Record, Stage
+from trainer.settings import Settings, digest
 from trainer.volume import explain
 
 KINDS: dict[str, tuple[type[Settings], ...]] = {

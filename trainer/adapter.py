@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.config import TrainConfig
-from trainer.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_bytes, write_json
+from trainer.durable import write_bytes, write_json
+from trainer.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 PEFT_PREFIX = "base_model.model."
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import BaseChoice, LoraOrder, ModelSettings, TrainConfig
+from trainer.durable import read_json, read_object
 from trainer.flags import UsageError
-from trainer.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RunFolder, read_json, read_object
+from trainer.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RunFolder
 
 BASE_FIELDS = (
     "model_name",

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from trainer.adapter import save_adapter
 from trainer.config import TrainConfig
+from trainer.durable import read_json, write_bytes, write_json
 from trainer.fence import Fence
-from trainer.layout import CHECKPOINT_STATE, METRICS, RunFolder, read_json, write_bytes, write_json
+from trainer.layout import CHECKPOINT_STATE, METRICS, RunFolder
 
 logger = logging.getLogger(__name__)
 

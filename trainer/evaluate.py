@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.attempt import report
 from trainer.bases import AdapterSource, check_codes, find_adapters, resolve_base
-from trainer.config import EvalConfig, EvalPlace, TrainConfig, digest
+from trainer.config import EvalConfig, EvalPlace, TrainConfig
+from trainer.durable import write_json
 from trainer.fetch import fetch_model
 from trainer.flags import UsageError
-from trainer.layout import ATTEMPT_ENV, write_json
+from trainer.layout import ATTEMPT_ENV
 from trainer.models import default_models_dir, local_path, resolve_device
 from trainer.protocol import Plan, plan
 from trainer.results import Progress, Record, Stage, VariantName
 from trainer.scores import BlockSums, Cell, Measured, publish, read, scores
+from trainer.settings import digest
 
 if TYPE_CHECKING:
     from trainer.harness import Benchmark, Item

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.layout import ATTEMPT_ENV, RunFolder, new_folder, remove, remove_asides, write_bytes, write_json
+from trainer.durable import new_folder, remove, remove_asides, write_bytes, write_json
+from trainer.layout import ATTEMPT_ENV, RunFolder
 
 
 class FenceLost(Exception):

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from trainer.attempt import report
-from trainer.config import OWN_TASKS, FetchConfig, digest
+from trainer.config import OWN_TASKS, FetchConfig
 from trainer.flags import UsageError
 from trainer.hub import Hub
 from trainer.layout import ATTEMPT_ENV
@@ -32,6 +32,7 @@ from trainer.models import (
 from trainer.refusal import Asked
 from trainer.results import Progress, Record
 from trainer.rows import prepare, rows_of
+from trainer.settings import digest
 
 MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 """Besides the weights: configuration, tokenizer, chat templates."""

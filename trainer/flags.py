@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from trainer.config import Settings
+from trainer.settings import Settings
 
 S = TypeVar("S", bound=Settings)
 

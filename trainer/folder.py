@@ -8,9 +8,11 @@ import os
 import tempfile
 from pathlib import Path
 
-from trainer.config import TrainConfig, TrainPlace, digest
-from trainer.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINT_STATE, RunFolder, read_object
+from trainer.config import TrainConfig, TrainPlace
+from trainer.durable import read_object
+from trainer.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINT_STATE, RunFolder
 from trainer.results import Record
+from trainer.settings import digest
 from trainer.volume import of_volume
 
 logger = logging.getLogger(__name__)

@@ -19,9 +19,10 @@ from functools import partial
 from pathlib import Path
 
 from trainer.config import GcConfig
+from trainer.durable import is_aside, read_object, remove
 from trainer.flags import UsageError
 from trainer.folder import done_record, fault_of_result
-from trainer.layout import Dump, RunFolder, is_aside, read_object, remove
+from trainer.layout import Dump, RunFolder
 from trainer.results import Leftover, LeftoverKind, Record, Tidied, in_words
 
 TEMPORARY_S = 24 * 3600.0

@@ -18,8 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.durable import fsync_folder
 from trainer.flags import UsageError
-from trainer.layout import fsync_folder
 from trainer.mark import Store, remove_stale, weak_lock
 from trainer.refusal import Asked, HubFault, meaning
 

@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.durable import read_json, write_json
 from trainer.flags import UsageError
-from trainer.layout import read_json, write_json
 
 Kind = Literal["model", "rows", "task"]
 STALE_S = 24 * 3600

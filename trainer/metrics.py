@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from trainer.durable import append_bytes
 from trainer.fence import Fence
-from trainer.layout import append_bytes
 
 
 class Metrics:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import Dtype
-from trainer.layout import new_folder
+from trainer.durable import new_folder
 from trainer.mark import Store, Wanted, remove_stale, weak_lock
 
 if TYPE_CHECKING:

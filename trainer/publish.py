@@ -10,13 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from trainer.adapter import save_adapter
-from trainer.config import digest
 from trainer.counters import Stream
+from trainer.durable import read_object
 from trainer.heldout import best_step
-from trainer.layout import ADAPTER_WEIGHTS, read_object
+from trainer.layout import ADAPTER_WEIGHTS
 from trainer.noise import Draw, Sampler
 from trainer.probe import prove
 from trainer.results import Record, TrainSummary
+from trainer.settings import digest
 
 if TYPE_CHECKING:
     from trainer.session import Session

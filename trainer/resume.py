@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from trainer import checkpoint
-from trainer.config import digest
 from trainer.flags import UsageError
 from trainer.session import Session
+from trainer.settings import digest
 
 
 def resume(session: Session, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, float]]:

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.durable import new_folder
 from trainer.flags import UsageError
 from trainer.hub import Hub, RemoteFile
-from trainer.layout import new_folder
 from trainer.mark import Mark, Store, Wanted, remove_stale, sizes, weak_lock
 from trainer.refusal import Asked
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainer.bases import AdapterSource
-from trainer.layout import read_json, write_bytes, write_json
+from trainer.durable import read_json, write_bytes, write_json
 from trainer.mark import remove_stale
 from trainer.protocol import Plan
 from trainer.results import Protocol, TaskScore, TextScore, VariantName, VariantResult

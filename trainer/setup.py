@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from trainer.attempt import StopSignal, Watchdog, write_record
-from trainer.config import TrainConfig, TrainPlace, digest
+from trainer.config import TrainConfig, TrainPlace
 from trainer.data import TrainData, load_rows
 from trainer.distributed import World
 from trainer.fence import Fence
@@ -21,6 +21,7 @@ from trainer.models import load_model, load_tokenizer, model_fingerprint
 from trainer.results import ExitCode, Record
 from trainer.rollout import Rollouts, stop_tokens
 from trainer.session import Session
+from trainer.settings import digest
 from trainer.student import build_student
 from trainer.teacher_cache import TeacherCompletions
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from trainer.config import TrainConfig
 from trainer.counters import Stream
 from trainer.data import Example
-from trainer.layout import read_object, write_json_once
+from trainer.durable import read_object, write_json_once
 from trainer.noise import Draw, Sampler
 
 if TYPE_CHECKING:

@@ -24,10 +24,11 @@ from orchestrator.controller.world import World
 from orchestrator.errors import ClusterError, UserError
 from orchestrator.render import DUMP_MOUNT
 from orchestrator.render.tidy import render_tidy
-from trainer.config import GcConfig, explicit, to_flags
+from trainer.config import GcConfig
 from trainer.flags import describe
 from trainer.layout import Dump
 from trainer.results import ExitCode, Tidied
+from trainer.settings import explicit, to_flags
 
 
 def asked(session: Session, sweeps: Sequence[str], *, older_than: str, runs: bool, delete: bool) -> GcConfig:

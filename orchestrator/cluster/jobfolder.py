@@ -29,7 +29,7 @@ from orchestrator.cluster.container import GRACE_S
 from orchestrator.cluster.slots import UNSCHEDULABLE
 from orchestrator.cluster.statefiles import read_state
 from orchestrator.cluster.supervisor import end_stragglers
-from trainer.layout import fsync_folder, remove_asides, write_bytes, write_json
+from trainer.durable import fsync_folder, remove_asides, write_bytes, write_json
 from trainer.results import RECORD_LIMIT
 
 FALLBACK_BYTES = 2048

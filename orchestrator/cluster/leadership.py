@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from orchestrator.cluster.statefiles import door, read_state
 from orchestrator.errors import UserError
-from trainer.layout import write_json
+from trainer.durable import write_json
 
 LEADER_LOCK = "leader.lock"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from orchestrator.cluster.jobfolder import JobFolder
 from orchestrator.cluster.statefiles import read_state
 from orchestrator.sweep.naming import LABEL_SWEEP, sweep_of
-from trainer.layout import remove
+from trainer.durable import remove
 from trainer.results import Leftover, LeftoverKind
 
 

@@ -28,7 +28,8 @@ from orchestrator.cluster.statefiles import checked_name, door, stamps
 from orchestrator.errors import ClusterError, NotFoundError
 from orchestrator.profile import Profile
 from orchestrator.sweep.naming import LABEL_SWEEP
-from trainer.layout import Dump, remove, remove_asides
+from trainer.durable import remove, remove_asides
+from trainer.layout import Dump
 from trainer.results import Leftover
 
 LOG = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.cluster.base import Change
 from orchestrator.cluster.statefiles import checked_name, read_state
 from orchestrator.errors import NotFoundError
-from trainer.layout import write_json
+from trainer.durable import write_json
 
 ADDED = frozenset({"uid", "generation", "createdAt", "annotations"})
 """Metadata that is not the file's; who submitted it first stays."""

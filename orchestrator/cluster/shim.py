@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.container import Container, container_of
-from trainer.layout import remove_asides, write_json
+from trainer.durable import remove_asides, write_json
 
 _PR_SET_PDEATHSIG = 1
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ClusterError, UserError
-from trainer.layout import read_json
+from trainer.durable import read_json
 
 _USERS_FAULTS = {
     errno.EACCES,

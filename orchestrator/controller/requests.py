@@ -22,9 +22,8 @@ from trainer.config import (
     ModelSettings,
     TrainConfig,
     TrainPlace,
-    digest,
-    to_flags,
 )
+from trainer.settings import digest, to_flags
 
 BASELINES_MOUNT = f"{DUMP_MOUNT}/.baselines"
 

@@ -18,7 +18,8 @@ from orchestrator.sweep.check import Fault, Path
 from orchestrator.sweep.naming import DIGEST_CHARS, run_id
 from orchestrator.sweep.params import PARAMS, canonical, shown, typed
 from orchestrator.sweep.spec import MAX_RUNS, Group, Params, Sweep, SweepSpec
-from trainer.config import TrainConfig, digest
+from trainer.config import TrainConfig
+from trainer.settings import digest
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 from pydantic_core import PydanticCustomError
 
 from orchestrator.sweep.naming import RUN_NAME, RUN_NAME_LIMIT, SWEEP_NAME, SWEEP_NAME_LIMIT, TAG
-from trainer.config import DEFAULT_TASKS, AdapterForm, Float, Int
+from trainer.config import DEFAULT_TASKS, AdapterForm
+from trainer.settings import Float, Int
 
 API_VERSION = "orch.dev/v1alpha1"
 KIND = "Sweep"

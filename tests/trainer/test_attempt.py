@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from trainer.attempt import Preempted, StopSignal, Watchdog, write_record
+from trainer.durable import write_json, write_json_once
 from trainer.launch import cause
-from trainer.layout import TERMINATION_LOG_ENV, write_json, write_json_once
+from trainer.layout import TERMINATION_LOG_ENV
 from trainer.results import Record, TaskScore, VariantResult, load_record
 
 ROOT = Path(__file__).parents[2]

@@ -18,9 +18,10 @@ from trainer.adapter import save_adapter
 from trainer.attempt import Diverged
 from trainer.bases import AdapterSource, check_codes, find_adapter, find_adapters, resolve_base
 from trainer.config import DEFAULT_TASKS, EvalConfig, EvalPlace, TrainConfig
+from trainer.durable import write_json
 from trainer.evaluate import Clock, evaluate
 from trainer.flags import UsageError
-from trainer.layout import RunFolder, write_json
+from trainer.layout import RunFolder
 from trainer.models import load_model
 from trainer.results import Protocol, Record, TaskScore, TextScore, VariantResult, dump_record, load_record
 from trainer.student import build_student

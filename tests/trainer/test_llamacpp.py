@@ -16,8 +16,9 @@ from torch import Tensor
 
 from trainer.adapter import save_adapter
 from trainer.config import ExportConfig, ExportPlace, TrainConfig
+from trainer.durable import write_json
 from trainer.export.stage import export
-from trainer.layout import ADAPTER_WEIGHTS, GGUF_ADAPTER, GGUF_MODEL, RunFolder, write_json
+from trainer.layout import ADAPTER_WEIGHTS, GGUF_ADAPTER, GGUF_MODEL, RunFolder
 from trainer.models import load_model, load_tokenizer
 from trainer.student import Student, build_student
 from trainer.text import load_text

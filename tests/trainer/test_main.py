@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from trainer.__main__ import exit_code, main
-from trainer.config import TrainConfig, TrainPlace, digest, to_flags
+from trainer.config import TrainConfig, TrainPlace
 from trainer.data import DataError
 from trainer.flags import parse
 from trainer.layout import TERMINATION_LOG_ENV, RunFolder
 from trainer.results import ExitCode, Record, TrainSummary, dump_record, load_record
+from trainer.settings import digest, to_flags
 
 ROOT = Path(__file__).parents[2]
 

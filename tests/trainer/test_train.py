@@ -13,15 +13,17 @@ import torch
 from trainer import train as loop
 from trainer.attempt import Diverged, Preempted, StopSignal
 from trainer.checkpoint import HASHES, TENSORS
-from trainer.config import TrainConfig, TrainPlace, digest
+from trainer.config import TrainConfig, TrainPlace
 from trainer.distributed import World
+from trainer.durable import read_json
 from trainer.fence import Fence, FenceLost
 from trainer.flags import UsageError
 from trainer.folder import check_folder, finished
 from trainer.jsd import jsd_and_grad_
-from trainer.layout import ADAPTER_WEIGHTS, RunFolder, read_json
+from trainer.layout import ADAPTER_WEIGHTS, RunFolder
 from trainer.loss_kernel import CheckedKernel
 from trainer.session import Session
+from trainer.settings import digest
 from trainer.setup import prepare
 
 WORLD = World(0, 1, torch.device("cpu"))

@@ -19,9 +19,10 @@ from orchestrator.controller.evidence import FailureClass, _by_text
 from tests.trainer.fakes import TOY, Volume, fails_at, result, toy_session
 from trainer import checkpoint, folder
 from trainer.__main__ import _guarded, main
-from trainer.config import TrainPlace, digest, to_flags
+from trainer.config import TrainPlace
 from trainer.layout import TERMINATION_LOG_ENV, RunFolder
 from trainer.results import ExitCode, Record, load_record
+from trainer.settings import digest, to_flags
 from trainer.train import train
 from trainer.volume import ADVICE, explain
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from trainer.layout import EXPORT_ADAPTER, GGUF_ADAPTER, GGUF_MODEL, read_object
+from trainer.durable import read_object
+from trainer.layout import EXPORT_ADAPTER, GGUF_ADAPTER, GGUF_MODEL
 from trainer.models import PACKAGE_PREFIX, is_local
 from trainer.protocol import quant_label
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from trainer.adapter import Adapter, load_adapter
+from trainer.durable import write_json
 from trainer.export.shipped import Differs, Format, Shipped, same
-from trainer.layout import EXPORT_ADAPTER, write_json
+from trainer.layout import EXPORT_ADAPTER
 
 BITS, CODES_A_WORD = 4, 8
 MODEL_CONFIG = "config.json"

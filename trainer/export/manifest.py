@@ -6,7 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from trainer.layout import EXPORT_MANIFEST, read_object, write_json
+from trainer.durable import read_object, write_json
+from trainer.layout import EXPORT_MANIFEST
 
 VERSION = 1
 """Bumped when the same settings write other files, so that old exports are made anew."""

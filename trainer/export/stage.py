@@ -10,22 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.bases import BASE_FIELDS, AdapterSource, check_codes, find_adapter, resolve_base
-from trainer.config import ExportConfig, ExportFormat, ExportPlace, LoraOrder, TrainConfig, digest
+from trainer.config import ExportConfig, ExportFormat, ExportPlace, LoraOrder, TrainConfig
+from trainer.durable import new_folder, read_object, write_bytes
 from trainer.export.card import card, license_of
 from trainer.export.manifest import holds, is_export, write_manifest
 from trainer.export.rules import FORMATS, architecture_refusal, possible, refusal
 from trainer.fetch import fetch_model
 from trainer.flags import UsageError
-from trainer.layout import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    ATTEMPT_ENV,
-    EXPORT_CARD,
-    RunFolder,
-    new_folder,
-    read_object,
-    write_bytes,
-)
+from trainer.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ATTEMPT_ENV, EXPORT_CARD, RunFolder
 from trainer.models import (
     PACKAGE_PREFIX,
     default_models_dir,
@@ -34,6 +26,7 @@ from trainer.models import (
     resolve_device,
 )
 from trainer.results import Record
+from trainer.settings import digest
 
 if TYPE_CHECKING:
     from trainer.export.shipped import Format, Shipped

@@ -21,7 +21,8 @@ from orchestrator.profile import Profile
 from orchestrator.render.tidy import render_tidy
 from tests.orchestrator.controller.scene import Scene, a_sweep
 from trainer import flags
-from trainer.config import GcConfig, to_flags
+from trainer.config import GcConfig
+from trainer.settings import to_flags
 
 NO_EVAL: dict[str, Any] = {"eval": {"enabled": False}}
 IMAGE = "registry.example/trainer@sha256:" + "ab" * 32

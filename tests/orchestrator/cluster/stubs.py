@@ -20,7 +20,7 @@ from orchestrator.cluster import jobfolder, local
 from orchestrator.sweep.naming import ANNOTATION_RUN, LABEL_ATTEMPT, LABEL_STAGE
 from tests.orchestrator.cluster.site.changes import Hook
 from tests.orchestrator.fakes import done_record, record_message
-from trainer.layout import write_json
+from trainer.durable import write_json
 
 
 class Killed(BaseException):

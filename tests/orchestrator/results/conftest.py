@@ -4,8 +4,9 @@ import pytest
 
 from orchestrator.sweep.expand import Run
 from orchestrator.sweep.naming import run_id
-from trainer.config import TrainConfig, digest
+from trainer.config import TrainConfig
 from trainer.results import Protocol, Record, TaskScore, TextScore, VariantResult
+from trainer.settings import digest
 
 
 def _run(name: str, **settings: object) -> Run:

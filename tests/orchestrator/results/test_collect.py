@@ -5,8 +5,8 @@ import pytest
 from orchestrator.results import collect
 from orchestrator.sweep.expand import Run
 from orchestrator.sweep.naming import run_id
-from trainer.config import digest
 from trainer.results import Protocol, Record, TaskScore, TextScore, VariantResult
+from trainer.settings import digest
 
 
 def test_collect_orders_teacher_ptq_and_forms_by_run(records: list[Record], runs: tuple[Run, ...]) -> None:

@@ -7,7 +7,8 @@ from orchestrator.sweep import expand as module
 from orchestrator.sweep.expand import Run, expand
 from orchestrator.sweep.params import in_name
 from orchestrator.sweep.spec import Sweep
-from trainer.config import TrainConfig, digest
+from trainer.config import TrainConfig
+from trainer.settings import digest
 
 
 def sweep_of(*groups: dict, **spec: object) -> Sweep:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from orchestrator.sweep.expand import expand
 from orchestrator.sweep.load import loads
-from trainer.config import EvalConfig, TrainConfig, to_flags
+from trainer.config import EvalConfig, TrainConfig
 from trainer.flags import parse
+from trainer.settings import to_flags
 
 FLOATS = st.floats(0, 1, exclude_min=True, exclude_max=True, allow_subnormal=True)
 PARAMS = st.fixed_dictionaries(

@@ -12,7 +12,8 @@ import torch
 
 from trainer.adapter import save_adapter
 from trainer.config import ExportConfig, ExportPlace, TrainConfig
-from trainer.layout import ADAPTER_WEIGHTS, RunFolder, write_json
+from trainer.durable import write_json
+from trainer.layout import ADAPTER_WEIGHTS, RunFolder
 from trainer.models import load_model
 from trainer.student import Student, build_student
 

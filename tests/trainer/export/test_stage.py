@@ -16,18 +16,12 @@ import yaml
 
 from trainer.__main__ import main
 from trainer.config import ExportConfig, ExportPlace
+from trainer.durable import read_object, write_json
 from trainer.export import checkpoint
 from trainer.export.shipped import Differs
 from trainer.export.stage import export
 from trainer.flags import UsageError
-from trainer.layout import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    EXPORT_CARD,
-    EXPORT_MANIFEST,
-    read_object,
-    write_json,
-)
+from trainer.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_CARD, EXPORT_MANIFEST
 
 ROOT = Path(__file__).parents[3]
 
