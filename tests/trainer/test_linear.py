@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.trainer.students import logits_of, perturb, small_config
 from trainer.adapter import Adapter
-from trainer.config import QuantType, TrainConfig
+from trainer.config import QuantType
 from trainer.linear import LoraLinear, Mode, Switch
 from trainer.quant import Packed, pack_nibbles, quantise_weight, unpack_nibbles
 from trainer.student import Student, build_student
@@ -22,25 +23,6 @@ if TYPE_CHECKING:
 
 MakeModel = Callable[..., "PreTrainedModel"]
 MODES: list[Mode] = ["teacher", "ptq", "student", "merged", "rollout"]
-
-
-def _config(**fields: Any) -> TrainConfig:
-    return TrainConfig(**{"group_size": 32, "lora_r": 4, "mixed_precision": "fp32", **fields})
-
-
-def _perturb(student: Student, seed: int = 7) -> Student:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in student.lora_parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return student
-
-
-@torch.no_grad()
-def _logits(student: Student, ids_BT: Tensor, mode: Mode) -> Tensor:
-    with student.mode(mode):
-        logits: Tensor = student.model(ids_BT).logits
-    return logits
 
 
 def _gradients(student: Student, ids_BT: Tensor) -> list[Tensor]:
@@ -54,19 +36,19 @@ def ids_BT() -> Tensor:
 
 
 def test_inside_the_student_is_the_merged_model_bit_for_bit(make_model: MakeModel, ids_BT: Tensor) -> None:
-    student = _perturb(build_student(make_model("qwen3"), _config(lora_order="inside", lora_alpha=6)))
+    student = perturb(build_student(make_model("qwen3"), small_config(lora_order="inside", lora_alpha=6)))
     plain = make_model("qwen3")
     for name, linear in student.linears.items():
         with torch.no_grad():
             target = plain.get_submodule(name).weight
             target.copy_(quantise_weight(target + 1.5 * (linear.lora_B @ linear.lora_A), "int4", 32).weight)
-    merged = _logits(student, ids_BT, "merged")
+    merged = logits_of(student, ids_BT, "merged")
     torch.testing.assert_close(merged, plain(ids_BT).logits, rtol=1e-5, atol=1e-5)
-    assert torch.equal(_logits(student, ids_BT, "student"), merged)
-    assert torch.equal(_logits(student, ids_BT, "rollout"), merged)
-    outside = _perturb(build_student(make_model("qwen3"), _config(lora_alpha=6)))
-    assert torch.equal(_logits(outside, ids_BT, "merged"), merged)
-    assert (_logits(outside, ids_BT, "student") - merged).abs().max() > 0.1
+    assert torch.equal(logits_of(student, ids_BT, "student"), merged)
+    assert torch.equal(logits_of(student, ids_BT, "rollout"), merged)
+    outside = perturb(build_student(make_model("qwen3"), small_config(lora_alpha=6)))
+    assert torch.equal(logits_of(outside, ids_BT, "merged"), merged)
+    assert (logits_of(outside, ids_BT, "student") - merged).abs().max() > 0.1
 
 
 def _straight_through(linear: LoraLinear, x: Tensor, group_size: int) -> Tensor:
@@ -102,7 +84,7 @@ def test_inside_gradients_equal_a_straight_through_weight_in_float64(packed: boo
 
 
 def test_inside_follows_every_update(make_model: MakeModel, ids_BT: Tensor) -> None:
-    student = _perturb(build_student(make_model("llama"), _config(lora_order="inside")))
+    student = perturb(build_student(make_model("llama"), small_config(lora_order="inside")))
     optimiser = torch.optim.AdamW(student.lora_parameters(), lr=0.05)
     losses = []
     for _ in range(3):
@@ -115,13 +97,13 @@ def test_inside_follows_every_update(make_model: MakeModel, ids_BT: Tensor) -> N
 
 
 def test_an_adapter_put_on_keeps_its_order(make_model: MakeModel, ids_BT: Tensor) -> None:
-    trained = _perturb(build_student(make_model("llama"), _config(lora_order="inside")))
+    trained = perturb(build_student(make_model("llama"), small_config(lora_order="inside")))
     tensors = {name: tensor.clone() for name, tensor in trained.lora_tensors().items()}
-    worn = build_student(make_model("llama"), _config(lora_r=1))
+    worn = build_student(make_model("llama"), small_config(lora_r=1))
     worn.set_adapter(Adapter(tensors, 4, 8.0, {}), "inside")
-    assert torch.equal(_logits(worn, ids_BT, "student"), _logits(trained, ids_BT, "student"))
+    assert torch.equal(logits_of(worn, ids_BT, "student"), logits_of(trained, ids_BT, "student"))
     worn.set_adapter(Adapter(tensors, 4, 8.0, {}))
-    assert not torch.equal(_logits(worn, ids_BT, "student"), _logits(trained, ids_BT, "student"))
+    assert not torch.equal(logits_of(worn, ids_BT, "student"), logits_of(trained, ids_BT, "student"))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -132,10 +114,10 @@ def test_small_computes_what_fast_does_bit_for_bit(
     make_model: MakeModel, ids_BT: Tensor, quant_type: QuantType, order: str, dtype: str, checkpointing: bool
 ) -> None:
     students = [
-        _perturb(
+        perturb(
             build_student(
                 make_model("llama", dtype),
-                _config(
+                small_config(
                     quant_type=quant_type,
                     lora_order=order,
                     base_memory=memory,
@@ -150,16 +132,16 @@ def test_small_computes_what_fast_does_bit_for_bit(
     assert all(torch.equal(one, other) for one, other in zip(fast, small, strict=True))
     assert any(gradient.abs().max() > 1e-6 for gradient in fast)
     for mode in MODES:
-        assert torch.equal(_logits(students[0], ids_BT, mode), _logits(students[1], ids_BT, mode)), mode
+        assert torch.equal(logits_of(students[0], ids_BT, mode), logits_of(students[1], ids_BT, mode)), mode
 
 
 def test_small_keeps_five_bits_a_weight_and_no_rollout_copy(make_model: MakeModel, ids_BT: Tensor) -> None:
-    student = build_student(make_model("llama", "bfloat16"), _config(base_memory="small"))
+    student = build_student(make_model("llama", "bfloat16"), small_config(base_memory="small"))
     for linear in student.linears.values():
         assert isinstance(linear.quantised, Packed)
         # 4 bits, and two bf16 for each 32 weights.
         assert linear.quantised.nbytes == linear.weight.numel() * (4 + 2 * 16 / 32) / 8
-    _logits(student, ids_BT, "rollout")
+    logits_of(student, ids_BT, "rollout")
     assert all(linear.made is None for linear in student.linears.values())
 
 
