@@ -111,6 +111,7 @@ def test_both_gradients_equal_finite_differences_and_float64_autograd(
     torch.testing.assert_close(hidden.grad.double(), wide.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow  # TRL's import alone takes a tenth of the fast suite
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("beta", BETAS)
 def test_both_forms_equal_trl(case: dict[str, Tensor], beta: float, temperature: float) -> None:

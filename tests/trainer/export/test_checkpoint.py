@@ -37,7 +37,8 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
         ("llama", "bf16", {}),
         ("llama", "fp32", {}),
         ("qwen3", "bf16", {"quantize_lm_head": True}),
-        ("qwen3", "bf16", {"quant_type": "bnb_nf4"}),
+        # bitsandbytes takes seconds to import.
+        pytest.param("qwen3", "bf16", {"quant_type": "bnb_nf4"}, marks=pytest.mark.slow),
     ],
 )
 def test_bf16_is_the_merged_function_bit_for_bit(
