@@ -258,9 +258,19 @@ def test_a_pod_that_wakes_up_on_a_lost_node_writes_nothing_into_the_run_of_its_s
     ended = lab.until(lambda: container(lab, one), "the old pod to end", 90)
     assert ended["exitCode"] == (75 if woken else 137), ended
     assert not woken or "taken by another attempt" in ended["message"]
-    assert [record.get("class") for record in lab.concluded("lost", RUN)] == ["nodeLost", None]
-    assert resumed_at(lab, last_pod(lab, lab.job("lost", RUN, 2))) >= 2
+    records = lab.until(lambda: done(lab, "lost"), "the run to be done", 240)
+    between = [record["class"] for record in records[1:-1]]
+    assert (records[0]["class"], records[-1]["state"]) == ("nodeLost", "done")
+    # The scheduler may place the next pod before the taint of the lost node is gone, which then evicts it.
+    assert between in ([], ["preempted"], ["nodeLost"])
+    assert resumed_at(lab, last_pod(lab, lab.job("lost", RUN, len(records)))) >= 2
     same(one.folder, undisturbed)
+
+
+def done(lab: FailureLab, sweep: str) -> list[dict[str, Any]] | None:
+    """The records of a run once its last attempt is done."""
+    found = lab.attempts(sweep, RUN)
+    return found if found and found[-1]["state"] == "done" else None
 
 
 def taken(one: Paused) -> bool:
