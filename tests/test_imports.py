@@ -41,6 +41,8 @@ DOORS = {
     "bitsandbytes": ("trainer/quant.py", "trainer/bnb"),
     "peft": ("trainer/adapter.py",),
     "gguf": ("trainer/export/",),
+    "matplotlib": ("trainer/report/plots.py",),
+    "scipy": ("trainer/report/contrast.py",),
     "lm_eval": ("trainer/evaluate.py", "trainer/harness.py"),
 }
 """Outside things and the only files, or folders, that import them."""

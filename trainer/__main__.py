@@ -1,4 +1,4 @@
-"""python -m trainer train | eval | export | fetch | gc: flags in, exit code and record out.
+"""python -m trainer train | eval | export | report | fetch | gc: flags in, exit code and record out.
 
 Everything that can be answered without torch is answered before it loads.
 """
@@ -22,6 +22,7 @@ from trainer.config import (
     ExportPlace,
     FetchConfig,
     GcConfig,
+    ReportConfig,
     TrainConfig,
     TrainPlace,
 )
@@ -35,6 +36,7 @@ KINDS: dict[str, tuple[type[Settings], ...]] = {
     "train": (TrainConfig, TrainPlace),
     "eval": (EvalConfig, EvalPlace),
     "export": (ExportConfig, ExportPlace),
+    "report": (ReportConfig,),
     "fetch": (FetchConfig,),
     "gc": (GcConfig,),
 }
@@ -43,6 +45,7 @@ HELP = """usage: python -m trainer COMMAND [--flag value …] [@file.toml …]
   train   distil a teacher into its own quantised self
   eval    measure teacher, ptq and adapters
   export  write the trained function as PEFT, bf16, compressed-tensors or GGUF files
+  report  compare the arms of sweeps over seeds, from what eval measured
   fetch   bring a model and its data to the volume
   gc      say which old checkpoints and leftovers may go; --delete removes them
 
@@ -80,18 +83,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _train(settings, words, "--dry-run" in switches)
         except flags.UsageError as error:
             return _fault(str(error))
-    if command == "gc":
-        return _gc(settings)
+    if command in ("gc", "report"):
+        return _on_files(settings[0])
     return _other(command, settings)
 
 
-def _gc(settings: list[Settings]) -> int:
-    """Exit code 70 when something could not be removed."""
-    (config,) = settings
-    assert isinstance(config, GcConfig)
-    from trainer.gc import lines, tidy
-
+def _on_files(config: Settings) -> int:
+    """`gc` and `report`, which only read and tidy files; 70 when something could not be removed."""
     try:
+        if isinstance(config, ReportConfig):
+            from trainer.report.stage import report
+
+            print(report(config), end="")  # noqa: T201
+            return ExitCode.DONE
+        assert isinstance(config, GcConfig)
+        from trainer.gc import lines, tidy
+
         tidied = tidy(config)
     except flags.UsageError as error:
         return _fault(str(error))

@@ -231,6 +231,18 @@ class ExportPlace(Settings):
     models_dir: str | None = Field(None, description="Where fetched models lie.")
 
 
+class ReportConfig(Settings):
+    """Which sweeps are compared, and how."""
+
+    sweeps: list[str] = Field(default_factory=list, description="Folders of sweeps: dump/SWEEP.")
+    baselines: str | None = Field(None, description="Teacher and ptq; default: .baselines beside a sweep.")
+    reference: str | None = Field(None, description="Arm that others are compared with; default: the best.")
+    margin: Float = Field(0.03, gt=0, lt=1, description="Shares recovered that differ less count as alike.")
+    forms: list[AdapterForm] = Field(default=["adapter", "merged"], description="Forms to compare.")
+    output_dir: str = Field("dump/report", min_length=1, description="Folder of page, numbers and plots.")
+    records: str | None = Field(None, description="Copy what the report is made from to this folder.")
+
+
 class FetchConfig(Settings):
     """What a fetch brings to the volume, once per name and revision."""
 

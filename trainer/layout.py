@@ -22,6 +22,7 @@ A folder or file that exists under its final name is complete (`trainer.durable`
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,11 @@ READY_FILE_ENV = "ORCH_READY_FILE"
 """A file made after the first optimiser step: the readiness probe looks for it."""
 ATTEMPT_ENV = "ORCH_ATTEMPT"
 """Token of the attempt (pod uid or process token): whoever holds the run folder's owner.json writes."""
+
+
+def measure_key(measure: str, adapter_sha256: str = "") -> str:
+    """Folder of what a measure (its hash) found, 16 hex: of the baselines, or of one adapter."""
+    return hashlib.sha256(f"{measure}\0{adapter_sha256}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,12 @@ class RunFolder:
         found = [p for p in self.root.glob("checkpoint-*") if p.name[11:].isdigit()]
         return sorted(found, key=lambda path: int(path.name[11:]), reverse=True)
 
+    @property
+    def evaluations(self) -> Path:
+        return self.root / "eval"
+
     def evaluation(self, eval_hash: str) -> Path:
-        return self.root / "eval" / eval_hash
+        return self.evaluations / eval_hash
 
     def export(self, kind: str, checkpoint: str | None = None) -> Path:
         return self.root / "export" / (f"{kind}@{checkpoint}" if checkpoint else kind)

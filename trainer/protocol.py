@@ -11,6 +11,7 @@ from typing import Any
 
 from trainer.config import EvalConfig, TrainConfig
 from trainer.flags import UsageError
+from trainer.layout import measure_key
 from trainer.models import model_fingerprint
 from trainer.results import Protocol
 from trainer.tasks import source_sha256
@@ -34,7 +35,7 @@ class Plan:
 
     def key(self, adapter_sha256: str = "") -> str:
         """Folder name of results: of the baselines, or of one adapter (16 hex)."""
-        return hashlib.sha256(f"{self.sha256}\0{adapter_sha256}".encode()).hexdigest()[:16]
+        return measure_key(self.sha256, adapter_sha256)
 
 
 def plan(config: EvalConfig, base: TrainConfig, device: str, models_dir: Path | None) -> Plan:

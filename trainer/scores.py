@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trainer.bases import AdapterSource
 from trainer.durable import read_json, write_bytes, write_json
 from trainer.mark import remove_stale
-from trainer.protocol import Plan
 from trainer.results import Protocol, TaskScore, TextScore, VariantName, VariantResult
 from trainer.statistics import Blocks, accuracy, block_bootstrap, discordant, paired_bootstrap
 
 if TYPE_CHECKING:
+    from trainer.bases import AdapterSource
     from trainer.harness import Item
+    from trainer.protocol import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class Measured(NamedTuple):
     answers: Answers
     blocks: BlockSums | None
     protocol: Protocol
+    measure: str
 
 
 def publish(
@@ -77,7 +78,7 @@ def publish(
     protocol = measure.protocol
     if blocks:
         protocol = protocol.model_copy(update={"block_tokens": int(max(blocks["tokens"]))})
-    measured = Measured(_answers(item._asdict() for item in items), blocks, protocol)
+    measured = Measured(_answers(item._asdict() for item in items), blocks, protocol, measure.sha256)
     value = {
         "v": 1,
         "measure": measure.sha256,
@@ -106,7 +107,8 @@ def read(cell: Cell) -> Measured | None:
         if hashlib.sha256(packed).hexdigest() != value["items_sha256"]:
             raise ValueError(f"a changed {value['items']}")
         answers = _answers(json.loads(line) for line in gzip.decompress(packed).splitlines())
-        return Measured(answers, value["blocks"], Protocol.model_validate(value["protocol"]))
+        protocol = Protocol.model_validate(value["protocol"])
+        return Measured(answers, value["blocks"], protocol, value["measure"])
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         logger.warning("%s: results are damaged, got %r; they are measured again", cell.result, error)
         return None
