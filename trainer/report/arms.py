@@ -78,9 +78,13 @@ class Study:
 
 
 class Gathered(NamedTuple):
-    """Studies, the files they were read from, and what is left out, in words."""
+    """Studies, the files they were read from, and what is left out, in words.
+
+    unmeasured: arms of done runs that no evaluation has measured, but training itself on held-out rows.
+    """
 
     studies: list[Study]
+    unmeasured: tuple[Arm, ...]
     files: list[Path]
     left_out: list[str]
 
@@ -97,6 +101,7 @@ def gather(sweeps: Sequence[Path], baselines: Path | None) -> Gathered:
     homes: dict[str, Path] = {}
     files: list[Path] = []
     left_out: list[str] = []
+    unmeasured: dict[str, RunData] = {}
     for sweep in sweeps:
         for folder in _runs(sweep):
             about = read_object(folder.run)
@@ -105,7 +110,12 @@ def gather(sweeps: Sequence[Path], baselines: Path | None) -> Gathered:
                 continue
             measured = _measured(folder)
             if not measured:
-                left_out.append(f"{sweep.name}/{folder.root.name}: not evaluated, or of two adapters")
+                run = _run(folder, about, {})
+                if run.curve and not folder.evaluations.is_dir():
+                    unmeasured.setdefault(str(about["digest"]), run)
+                    files += [folder.run, folder.metrics]
+                else:
+                    left_out.append(f"{sweep.name}/{folder.root.name}: not evaluated, or two adapters were")
             for measure, (forms, cells) in measured.items():
                 run = _run(folder, about, forms)
                 # The same config in two sweeps is one run; what both measured is equal.
@@ -121,10 +131,10 @@ def gather(sweeps: Sequence[Path], baselines: Path | None) -> Gathered:
             continue
         files += [*_files(home, "teacher"), *_files(home, "ptq")]
         studies.append(Study(ptq.protocol, arms(runs.values()), teacher, ptq))
-    if not studies:
+    if not studies and not unmeasured:
         said = "; ".join(left_out) or "no run"
         raise UsageError(f"--sweeps: nothing to compare in {', '.join(map(str, sweeps))}, got {said}")
-    return Gathered(studies, list(dict.fromkeys(files)), left_out)
+    return Gathered(studies, arms(unmeasured.values()), list(dict.fromkeys(files)), left_out)
 
 
 def arms(runs: Iterable[RunData]) -> tuple[Arm, ...]:
@@ -132,6 +142,8 @@ def arms(runs: Iterable[RunData]) -> tuple[Arm, ...]:
     groups: dict[str, list[RunData]] = {}
     for run in runs:
         groups.setdefault(json.dumps(_without_seed(run.config), sort_keys=True), []).append(run)
+    if not groups:
+        return ()
     configs = [_without_seed(group[0].config) for group in groups.values()]
     names = [*SHORT, *(name for name in configs[0] if name not in SHORT)]
     varied = [name for name in names if len({json.dumps(one.get(name)) for one in configs}) > 1]

@@ -20,6 +20,8 @@ def markdown(gathered: Gathered, tables: Sequence[Sequence[FormTable]], margin: 
     parts = []
     for study, forms in zip(gathered.studies, tables, strict=True):
         parts += [f"## {_title(study)}", _ground(study), *(_form(table, margin) for table in forms)]
+    if gathered.unmeasured:
+        parts += ["## Not evaluated: held-out KL at the end of training", _unmeasured(gathered.unmeasured)]
     if gathered.left_out:
         parts.append("Left out: " + "; ".join(gathered.left_out) + ".")
     return "\n\n".join(parts) + "\n"
@@ -55,6 +57,28 @@ def _form(table: FormTable, margin: float) -> str:
         "Holm as well."
     )
     return "\n\n".join([f"### {FORMS[table.form].capitalize()}", "\n".join(lines), notes])
+
+
+def _unmeasured(arms: Sequence[Arm]) -> str:
+    """For choosing settings on rows that are neither trained on nor evaluated on; no error, so no claim."""
+    rows = [
+        [
+            arm.name,
+            str(len(arm.runs)),
+            f"{_mean(arm, 'tokens'):,.0f}",
+            f"{_mean(arm, 'seconds'):,.0f}",
+            f"{_last_kl(arm):.4f}",
+        ]
+        for arm in arms
+    ]
+    head = ["arm", "seeds", "tokens", "seconds", "KL"]
+    return "\n".join(
+        [_cells(head), "|".join(["", "---", *("---:" for _ in head[1:]), ""]), *map(_cells, rows)]
+    )
+
+
+def _last_kl(arm: Arm) -> float:
+    return sum(run.curve[-1].kl for run in arm.runs) / len(arm.runs)
 
 
 def _row(line: Line, tasks: bool) -> list[str]:
@@ -98,6 +122,17 @@ def to_json(gathered: Gathered, tables: Sequence[Sequence[FormTable]], margin: f
         "v": 1,
         "margin": margin,
         "left_out": gathered.left_out,
+        "unmeasured": [
+            {
+                "arm": arm.name,
+                "runs": [run.run_id for run in arm.runs],
+                "seeds": list(arm.seeds),
+                "tokens": _mean(arm, "tokens"),
+                "seconds": _mean(arm, "seconds"),
+                "heldout_kl": _last_kl(arm),
+            }
+            for arm in gathered.unmeasured
+        ],
         "studies": [
             {
                 "protocol": study.protocol.model_dump(),

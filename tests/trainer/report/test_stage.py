@@ -38,17 +38,23 @@ def measured(folder: Path, variant: VariantName, kl: float, measure: Plan = MEAS
 
 
 def run(
-    dump: Dump, sweep: str, name: str, share: float | None, *, done: bool = True, **settings: object
+    dump: Dump,
+    sweep: str,
+    name: str,
+    share: float | None,
+    *,
+    done: bool = True,
+    curve: bool = True,
+    **settings: object,
 ) -> None:
     config = TrainConfig.model_validate({"max_steps": 2, **settings})
     folder = dump.run(sweep, name)
     folder.root.mkdir(parents=True)
     about = {"status": "done" if done else "running", "digest": digest(config), "config": config.model_dump()}
     folder.run.write_text(json.dumps(about))
-    lines = [
-        {"step": step, "tokens": 100, "seconds": 2.5, "heldout": {"kl": 0.3 / step, "ppl": 9.0}}
-        for step in (1, 2)
-    ]
+    lines: list[dict[str, object]] = [{"step": step, "tokens": 100, "seconds": 2.5} for step in (1, 2)]
+    for line in lines if curve else []:
+        line["heldout"] = {"kl": 0.3 / float(str(line["step"])), "ppl": 9.0}
     folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     if share is not None:
         home = folder.evaluation(measure_key(MEASURE.sha256, name))
@@ -114,12 +120,26 @@ def test_the_records_alone_make_the_same_report(dump: Dump, tmp_path: Path) -> N
 
 def test_what_cannot_be_compared_is_left_out_and_said(dump: Dump, tmp_path: Path) -> None:
     run(dump, "s", "going", None, done=False, beta=0)
-    run(dump, "s", "unmeasured", None, beta=0.25)
+    run(dump, "s", "unmeasured", None, curve=False, beta=0.25)
     run(dump, "s", "two", 0.5, beta=0.75)
     measured(dump.run("s", "two").evaluation("0" * 16), "adapter", 0.1)
     page = report(config_of(dump, tmp_path / "out"))
     assert list(arms_of(tmp_path / "out")) == ["λ 0", "λ 0.5", "λ 1"]
-    assert "s/going: not done; s/two: not evaluated, or of two adapters; s/unmeasured: not evaluated" in page
+    assert (
+        "s/going: not done; s/two: not evaluated, or two adapters were; s/unmeasured: not evaluated" in page
+    )
+
+
+def test_runs_that_nothing_evaluated_are_told_by_their_held_out_kl(dump: Dump, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        run(dump, "tune", f"fast{seed}", None, learning_rate=1e-3, seed=seed)
+        run(dump, "tune", f"slow{seed}", None, learning_rate=1e-4, seed=seed)
+    config = ReportConfig(sweeps=[str(dump.root / "tune")], output_dir=str(tmp_path / "out"))
+    page = report(config)
+    assert "| lr 0.0001 | 2 | 200 | 5 | 0.1500 |" in page
+    numbers = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [arm["heldout_kl"] for arm in numbers["unmeasured"]] == [0.15, 0.15]
+    assert numbers["studies"] == []
 
 
 def test_the_same_run_in_two_sweeps_counts_once(dump: Dump, tmp_path: Path) -> None:
