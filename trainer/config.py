@@ -86,6 +86,9 @@ class TrainConfig(ModelSettings):
     min_new_tokens: Int = Field(
         16, ge=0, description="No end of turn before this many tokens (or max_new_tokens)."
     )
+    allow_cut_rollouts: bool = Field(
+        False, description="Go on where most of the first rollouts are cut off at max_new_tokens."
+    )
     lora_r: Int = Field(32, ge=1, le=1024, description="Rank of the adapter.")
     lora_alpha: Int = Field(0, ge=0, description="LoRA scale is alpha / r; 0 means 2 r.")
     lora_order: LoraOrder = Field(

@@ -45,6 +45,16 @@ class Example:
         return hashlib.sha256(json.dumps(self.prompt).encode()).hexdigest()
 
 
+@dataclass
+class Item:
+    """One sequence of a step: its place in the global batch, and who wrote its completion."""
+
+    sample: int
+    example: Example
+    on_policy: bool
+    completion: tuple[int, ...] = ()
+
+
 class Rows(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> dict[str, Any]: ...

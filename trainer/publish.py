@@ -81,6 +81,8 @@ def publish(session: Session, summary: TrainSummary, about: Mapping[str, Any]) -
         "heldout": [{"step": line["step"], **line["heldout"]} for line in session.evaluations],
         "adapter_step": best_step(session.evaluations) if session.best else summary.step,
     }
+    if session.endings.rollouts:
+        done["rollouts"] = {"cut_share": session.endings.cut_share, **session.endings._asdict()}
     if note := getattr(session.kernel, "note", None):
         done["loss_kernel"] = note
     fence.write_json(folder.run, {**about, **done, "dataset": _dataset(session)})

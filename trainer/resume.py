@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trainer import checkpoint
+from trainer import checkpoint, endings
 from trainer.flags import UsageError
 from trainer.session import Session
 from trainer.settings import digest
@@ -31,6 +31,7 @@ def resume(session: Session, optimizer: torch.optim.Optimizer) -> tuple[int, dic
     student.load_lora(found.lora)
     lines = [json.loads(line) for line in found.metrics.splitlines()]
     session.evaluations[:] = [line for line in lines if "heldout" in line]
+    session.endings = endings.total(endings.of_line(line) for line in lines)
     session.best.update(found.best)
     for name, parameter in zip(student.lora_tensors(), student.lora_parameters(), strict=True):
         optimizer.state[parameter] = {

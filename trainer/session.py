@@ -11,6 +11,7 @@ from trainer.attempt import Preempted, StopSignal, Watchdog
 from trainer.config import TrainConfig, TrainPlace
 from trainer.data import Example, TrainData
 from trainer.distributed import World
+from trainer.endings import Endings
 from trainer.fence import Fence
 from trainer.jsd import JsdKernel, jsd_and_grad_
 from trainer.layout import RunFolder
@@ -25,7 +26,7 @@ class Session:
     """One run in one process.
 
     heldout: examples of `--eval-steps`. evaluations: the lines of metrics that hold a held-out KL. best: LoRA
-    at the least of them, where the run stops early.
+    at the least of them, where the run stops early. endings: of the run's rollouts so far.
     """
 
     config: TrainConfig
@@ -46,6 +47,7 @@ class Session:
     kernel: JsdKernel = jsd_and_grad_
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
+    endings: Endings = field(default_factory=Endings)
 
     def check(self) -> None:
         """A safe point of this process: something moved, and a signal ends the work here."""

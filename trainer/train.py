@@ -10,16 +10,15 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from trainer import heldout
+from trainer import endings, heldout
 from trainer.attempt import Diverged, Preempted, mark_ready, report
 from trainer.config import TrainConfig
 from trainer.counters import Stream, is_on_policy
-from trainer.data import Example, collate, micro_batches
+from trainer.data import Item, collate, micro_batches
 from trainer.losses import fused_jsd
 from trainer.noise import Draw, Sampler
 from trainer.publish import publish, start_run
@@ -30,20 +29,10 @@ from trainer.session import Session
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 
 
-@dataclass
-class Item:
-    """One sequence of a step: its place in the global batch, and who wrote its completion."""
-
-    sample: int
-    example: Example
-    on_policy: bool
-    completion: tuple[int, ...] = ()
-
-
 def train(session: Session) -> Record | None:
     """Train until max_steps and publish the adapter; returns the done record (None but on the main process).
 
-    Raises Preempted after a checkpoint, Diverged, FenceLost, DataError.
+    Raises Preempted after a checkpoint, Diverged, FenceLost, DataError; UsageError where rollouts do not end.
     """
     config, student, world = session.config, session.student, session.world
     parameters = student.lora_parameters()
@@ -88,6 +77,7 @@ def train(session: Session) -> Record | None:
             clock.lap("update")
 
             metrics = _metrics(session, step, items, tokens, loss, norm, clock)
+            endings.take(session, metrics)
             steps = step + 1
             if config.eval_steps and (steps % config.eval_steps == 0 or steps == config.max_steps):
                 metrics["heldout"] = heldout.measure(session)
@@ -247,9 +237,9 @@ def _where(step: int, items: list[Item], what: str) -> str:
 def _metrics(
     session: Session, step: int, items: list[Item], tokens: int, loss: float, norm: float, clock: Stopwatch
 ) -> dict[str, Any]:
-    own = [item for item in items if item.on_policy]
-    ended = sum(1 for item in own if item.completion and item.completion[-1] in session.stops)
-    counts = session.world.sum([len(own), sum(len(item.completion) for item in own), ended])
+    own = endings.count(items, session.stops, session.config.max_new_tokens)
+    written = sum(len(item.completion) for item in items if item.on_policy)
+    rollout_tokens, *counts = map(int, session.world.sum([written, *own]))
     seconds = sum(clock.laps.values())
     return {
         "v": 1,
@@ -258,9 +248,8 @@ def _metrics(
         "lr": session.config.learning_rate * schedule(step, session.config),
         "grad_norm": norm,
         "tokens": tokens,
-        "on_policy": int(counts[0]),
-        "rollout_tokens": int(counts[1]),
-        "rollouts_ended": int(counts[2]),
+        **endings.Endings(*counts).line(),
+        "rollout_tokens": rollout_tokens,
         "seconds": round(seconds, 4),
         "tokens_per_s": round(tokens / seconds, 2) if seconds else None,
         "time": {name: round(value, 4) for name, value in clock.laps.items()},

@@ -138,5 +138,5 @@ def test_only_lora_gradients_and_counts_travel(size: int, runs: dict[str, Any]) 
     steps, elements = gradients(runs["off"][size]).shape
     for rank in runs["off"][size]:
         assert rank["travelled"].count(elements) == steps
-        assert max(n for n in rank["travelled"] if n != elements) <= 3
+        assert max(n for n in rank["travelled"] if n != elements) <= 9
     assert runs["off"][1][0]["travelled"] == []
