@@ -47,12 +47,16 @@ class Example:
 
 @dataclass
 class Item:
-    """One sequence of a step: its place in the global batch, and who wrote its completion."""
+    """One sequence of a step: its place in the global batch, and who wrote its completion.
+
+    log_probs: nats of a rollout's tokens, as the policy sampled them.
+    """
 
     sample: int
     example: Example
     on_policy: bool
     completion: tuple[int, ...] = ()
+    log_probs: tuple[float, ...] = ()
 
 
 class Rows(Protocol):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from trainer.noise import Draw, Noise, Sampler, choose
+from trainer.noise import Draw, Noise, Sampler, Trace, choose
 
 if TYPE_CHECKING:
     from trainer.linear import Mode
@@ -189,6 +189,7 @@ def decode(
     sampler: Sampler,
     mode: Mode,
     check: Callable[[], None],
+    trace: Trace | None = None,
 ) -> list[list[int]]:
     """One completion for each prompt, in their order; see `trainer.rollout.Rollouts.sample`."""
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
@@ -204,12 +205,8 @@ def decode(
     logits, alive = torch.cat(parts), order
     completions: list[list[int]] = [[] for _ in prompts]
     for position in range(sampler.max_new_tokens):
-        tokens = choose(
-            logits,
-            noise.of([draws[number] for number in alive], position, logits.shape[1]),
-            position,
-            sampler,
-        )
+        drawn = noise.of([draws[number] for number in alive], position, logits.shape[1])
+        tokens = choose(logits, drawn, position, sampler, trace, alive)
         chosen = tokens.tolist()
         for number, token in zip(alive, chosen, strict=True):
             completions[number].append(token)

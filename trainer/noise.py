@@ -65,9 +65,47 @@ class Noise:
         return torch.from_numpy(gumbel(sampler.seed, sampler.stream, draw.step, draw.sample, position, size))
 
 
-def choose(logits_BV: Tensor, noise_BV: Tensor | None, position: int, sampler: Sampler) -> Tensor:
-    """The tokens [rows] that win at a position; float32 logits, which are changed."""
-    return scores(logits_BV, noise_BV, position, sampler).argmax(-1)
+class Trace:
+    """Log-probability of each sampled token before temperature and rules: the policy's, not the sampler's."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[list[int], Tensor]] = []
+
+    def clear(self) -> None:
+        """Forget all of it: the sequences are sampled anew."""
+        self._parts.clear()
+
+    def add(self, rows: Sequence[int], log_p_BV: Tensor, tokens_B: Tensor) -> None:
+        """The next token of these sequences, with the log-probabilities it was drawn from."""
+        self._parts.append((list(rows), log_p_BV.gather(1, tokens_B[:, None])[:, 0]))
+
+    def log_probs(self, written: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
+        """Nats, one for each token of each sequence."""
+        found: list[list[float]] = [[] for _ in written]
+        for rows, values in self._parts:
+            for row, value in zip(rows, values.tolist(), strict=True):
+                found[row].append(value)
+        # The plain decoder goes on with a sequence that ended until all have.
+        return [tuple(values[: len(ids)]) for values, ids in zip(found, written, strict=True)]
+
+
+def choose(
+    logits_BV: Tensor,
+    noise_BV: Tensor | None,
+    position: int,
+    sampler: Sampler,
+    trace: Trace | None = None,
+    rows: Sequence[int] = (),
+) -> Tensor:
+    """The tokens [rows] that win at a position; float32 logits, which are changed.
+
+    trace: is given the tokens of `rows` with their log-probabilities.
+    """
+    log_p_BV = logits_BV.log_softmax(-1) if trace else None
+    tokens_B = scores(logits_BV, noise_BV, position, sampler).argmax(-1)
+    if trace and log_p_BV is not None:
+        trace.add(rows, log_p_BV, tokens_B)
+    return tokens_B
 
 
 def scores(logits_BV: Tensor, noise_BV: Tensor | None, position: int, sampler: Sampler) -> Tensor:

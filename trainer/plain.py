@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trainer.noise import Draw, Noise, Sampler, choose
+from trainer.noise import Draw, Noise, Sampler, Trace, choose
 
 if TYPE_CHECKING:
     from trainer.linear import Mode
@@ -22,6 +22,7 @@ def decode(
     sampler: Sampler,
     mode: Mode,
     check: Callable[[], None],
+    trace: Trace | None = None,
 ) -> list[list[int]]:
     """One completion for each prompt; see `trainer.rollout.Rollouts.sample`."""
     from transformers import DynamicCache
@@ -39,7 +40,8 @@ def decode(
             step_ids, mask, positions, mode=mode, past_key_values=cache, use_cache=True
         )
         logits_BV = torch.nn.functional.linear(hidden_BTH[:, -1], student.head(mode)).float()
-        tokens = choose(logits_BV, noise.of(draws, position, logits_BV.shape[1]), position, sampler)
+        drawn = noise.of(draws, position, logits_BV.shape[1])
+        tokens = choose(logits_BV, drawn, position, sampler, trace, range(len(prompts)))
         for row in sorted(open_rows):
             completions[row].append(int(tokens[row]))
             if int(tokens[row]) in sampler.stops:

@@ -14,6 +14,7 @@ from trainer.counters import Stream
 from trainer.durable import read_object
 from trainer.heldout import best_step
 from trainer.layout import ADAPTER_WEIGHTS
+from trainer.mismatch import NOISE
 from trainer.noise import Draw, Sampler
 from trainer.probe import prove
 from trainer.results import Record, TrainSummary
@@ -83,6 +84,7 @@ def publish(session: Session, summary: TrainSummary, about: Mapping[str, Any]) -
     }
     if session.endings.rollouts:
         done["rollouts"] = {"cut_share": session.endings.cut_share, **session.endings._asdict()}
+        done[NOISE] = session.mismatch.noise
     if note := getattr(session.kernel, "note", None):
         done["loss_kernel"] = note
     fence.write_json(folder.run, {**about, **done, "dataset": _dataset(session)})

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainer import plain
 from trainer.flags import UsageError
-from trainer.noise import Draw, Noise, Sampler, scores
+from trainer.noise import Draw, Noise, Sampler, Trace, scores
 
 if TYPE_CHECKING:
     from trainer.config import RolloutEngine
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CHECKED_ROWS, CHECKED_TOKENS = 8, 8
 """How much of the first batch is computed a second time."""
 
-__all__ = ["Draw", "Rollouts", "Sampler", "sample", "stop_tokens"]
+__all__ = ["Draw", "Rollouts", "Sampler", "Trace", "sample", "stop_tokens"]
 
 
 def stop_tokens(student: Student, eos: int | None) -> frozenset[int]:
@@ -65,19 +65,23 @@ class Rollouts:
         sampler: Sampler,
         mode: Mode,
         check: Callable[[], None] = lambda: None,
+        trace: Trace | None = None,
     ) -> list[list[int]]:
         """One completion for each prompt, its stop token included; computed in `mode`, all in one batch.
 
         Given equal logits the tokens depend on the draws alone: not on the batch's order or company. `check`
-        is called between decode steps and may raise to end the sampling.
+        is called between decode steps and may raise to end the sampling. trace: is given the tokens'
+        log-probabilities.
         """
         # One change of mode for all tokens: with checkpointing each change walks every module.
         with self._student.mode(mode), _evaluating(self._student.model):
             if self.reason is None:
-                written = self._native(prompts, draws, sampler, mode, check)
+                written = self._native(prompts, draws, sampler, mode, check, trace)
                 if written is not None:
                     return written
-            return plain.decode(self._student, prompts, draws, sampler, mode, check)
+                if trace:
+                    trace.clear()
+            return plain.decode(self._student, prompts, draws, sampler, mode, check, trace)
 
     def _native(
         self,
@@ -86,6 +90,7 @@ class Rollouts:
         sampler: Sampler,
         mode: Mode,
         check: Callable[[], None],
+        trace: Trace | None,
     ) -> list[list[int]] | None:
         """As `sample`, or None where plain must do it: `reason` says why from then on."""
         from trainer import decoder
@@ -93,7 +98,7 @@ class Rollouts:
         length = max(map(len, prompts)) + sampler.max_new_tokens
         self.reason = decoder.unsupported(self._student, length)
         if self.reason is None:
-            written = decoder.decode(self._student, prompts, draws, sampler, mode, check)
+            written = decoder.decode(self._student, prompts, draws, sampler, mode, check, trace)
             if not self._checked:
                 self._checked = True
                 self.reason = disagreement(self._student, prompts, draws, sampler, mode, written)

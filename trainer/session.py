@@ -16,6 +16,7 @@ from trainer.fence import Fence
 from trainer.jsd import JsdKernel, jsd_and_grad_
 from trainer.layout import RunFolder
 from trainer.metrics import Metrics
+from trainer.mismatch import Mismatch
 from trainer.rollout import Rollouts
 from trainer.student import Student
 from trainer.teacher_cache import TeacherCompletions
@@ -48,6 +49,7 @@ class Session:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     endings: Endings = field(default_factory=Endings)
+    mismatch: Mismatch = field(default_factory=Mismatch)
 
     def check(self) -> None:
         """A safe point of this process: something moved, and a signal ends the work here."""

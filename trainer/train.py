@@ -20,7 +20,7 @@ from trainer.config import TrainConfig
 from trainer.counters import Stream, is_on_policy
 from trainer.data import Item, collate, micro_batches
 from trainer.losses import fused_jsd
-from trainer.noise import Draw, Sampler
+from trainer.noise import Draw, Sampler, Trace
 from trainer.publish import publish, start_run
 from trainer.results import Progress, Record, TrainSummary
 from trainer.resume import resume, save
@@ -173,9 +173,10 @@ def _write_completions(session: Session, step: int, items: list[Item], clock: St
         )
         draws = [Draw(step, item.sample) for item in own]
         prompts = [item.example.prompt for item in own]
-        written = session.rollouts.sample(prompts, draws, sampler, "rollout", session.check)
-        for item, ids in zip(own, written, strict=True):
-            item.completion = tuple(ids)
+        trace = Trace()
+        written = session.rollouts.sample(prompts, draws, sampler, "rollout", session.check, trace)
+        for item, ids, log_probs in zip(own, written, trace.log_probs(written), strict=True):
+            item.completion, item.log_probs = tuple(ids), log_probs
     clock.lap("rollout")
     for item in items:
         if not item.on_policy:
@@ -204,6 +205,7 @@ def _accumulate(session: Session, step: int, items: list[Item], clock: Stopwatch
         batch = collate([(item.example.prompt, item.completion) for item in part], pad, world.device)
         teacher_NH = student.hidden(batch.ids_BT, batch.mask_BT, mode="teacher")[batch.predicts_BT]
         student_NH = student.hidden(batch.ids_BT, batch.mask_BT, mode="student")[batch.predicts_BT]
+        session.mismatch.measure(student, part, student_NH)
         clock.lap("forward")
         loss = fused_jsd(
             student_NH,
@@ -249,6 +251,7 @@ def _metrics(
         "grad_norm": norm,
         "tokens": tokens,
         **endings.Endings(*counts).line(),
+        **session.mismatch.line(session.world),
         "rollout_tokens": rollout_tokens,
         "seconds": round(seconds, 4),
         "tokens_per_s": round(tokens / seconds, 2) if seconds else None,
