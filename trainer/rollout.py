@@ -74,7 +74,7 @@ class Rollouts:
         log-probabilities.
         """
         # One change of mode for all tokens: with checkpointing each change walks every module.
-        with self._student.mode(mode), _evaluating(self._student.model):
+        with self._student.mode(mode), evaluating(self._student.model):
             if self.reason is None:
                 written = self._native(prompts, draws, sampler, mode, check, trace)
                 if written is not None:
@@ -111,8 +111,8 @@ class Rollouts:
 
 
 @contextlib.contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """With checkpointing the mode `student` is a training mode, and there layers drop the cache."""
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """A block that may use a cache, which layers drop in training mode: the student's with checkpointing."""
     training = model.training
     if training:
         model.eval()

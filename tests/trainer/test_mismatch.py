@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ PROMPTS = [(10, 20, 30), (40,), (50, 60, 70, 80, 90)]
 SAMPLER = Sampler(1, Stream.ROLLOUT, 0.7, 12, 2, frozenset(range(200, 259)))
 
 
-@pytest.fixture
-def student(tiny_llama: Any) -> Student:
-    return perturb(build_student(tiny_llama, small_config()))
+@pytest.fixture(params=[{}, {"gradient_checkpointing": True}, {"lora_order": "inside"}], ids=str)
+def student(request: pytest.FixtureRequest, tiny_llama: Any) -> Student:
+    return perturb(build_student(tiny_llama, small_config(**request.param)))
 
 
 def _sampled(student: Student, engine: Any = "native") -> list[Item]:
@@ -99,11 +100,25 @@ def test_the_gap_is_the_mean_over_sampled_tokens_alone(student: Student) -> None
     line = found.line(WORLD)
     tokens = [len(item.completion) for item in (first, second, third)]
     assert line[GAP] == pytest.approx(0.25 * tokens[1] / sum(tokens), abs=1e-5)
-    assert 0 <= line[NOISE] < 1e-5
+    assert 0 < line[NOISE] < 1e-5
     assert found.noise == line[NOISE]
     found.measure(student, part, _states(student, part))
     assert found.line(WORLD).keys() == {GAP}, "noise is measured once"
     assert found.line(WORLD) == {}, "a step without rollouts has no gap"
+
+
+def test_noise_is_the_student_against_itself_whatever_the_policy_says(student: Student) -> None:
+    """Token by token over a cache; the numbers of the policy, or of LoRA in it, do not enter."""
+    part = [replace(item, log_probs=tuple(-1.0 for _ in item.log_probs)) for item in _sampled(student)]
+    found = Mismatch()
+    found.measure(student, part, _states(student, part))
+    line = found.line(WORLD)
+    assert line[GAP] > 1
+    assert 0 < line[NOISE] < 1e-5
+    wrong = Mismatch()
+    states = _states(student, part)
+    wrong.measure(student, part, states.roll(1, dims=0))
+    assert wrong.line(WORLD)[NOISE] > 0.1, "it compares the places it says"
 
 
 def test_a_long_rollout_is_looked_at_from_end_to_end(student: Student) -> None:
