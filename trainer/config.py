@@ -80,6 +80,9 @@ class TrainConfig(ModelSettings):
     lmbda: Float = Field(1.0, ge=0, le=1, description="Share of sequences the student samples.")
     beta: Float = Field(1.0, ge=0, le=1, description="0 forward KL, 1 reverse KL, between: JSD.")
     seq_kd: bool = Field(False, description="Off-policy completions are written by the teacher.")
+    teacher_topk: Int = Field(
+        0, ge=0, description="lmbda 0: of the teacher this many likeliest tokens, kept and shared; 0 for all."
+    )
     temperature: Float = Field(0.9, gt=0, le=10, description="Sampling temperature of rollouts.")
     loss_temperature: Float = Field(1.0, gt=0, le=10, description="Temperature inside the loss.")
     max_new_tokens: Int = Field(128, ge=1, description="Longest rollout, in tokens.")
@@ -109,6 +112,17 @@ class TrainConfig(ModelSettings):
     )
     save_steps: Int = Field(100, ge=1, description="Steps between checkpoints.")
     save_total_limit: Int = Field(3, ge=1, description="Checkpoints kept.")
+
+    @field_validator("teacher_topk")
+    @classmethod
+    def _rows_are_the_datas(cls, value: int, info: ValidationInfo) -> int:
+        if value and (info.data.get("lmbda", 0) > 0 or info.data.get("seq_kd")):
+            raise ValueError(
+                "is kept for the data's own completions alone, and others are trained on with "
+                f"lmbda {info.data.get('lmbda')} and seq_kd {info.data.get('seq_kd')}; set lmbda 0 without "
+                "seq_kd, or leave teacher_topk at 0"
+            )
+        return value
 
     @field_validator("early_stopping_patience")
     @classmethod

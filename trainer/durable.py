@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,14 +52,19 @@ def write_json(path: Path, value: Any, desk: Path | None = None) -> None:
 
 def write_json_once(path: Path, value: Any) -> None:
     """Publish a JSON file unless a whole one of that name exists: the first writer wins."""
+    write_bytes_once(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode(), _is_json)
+
+
+def write_bytes_once(path: Path, data: bytes, is_whole: Callable[[Path], bool]) -> None:
+    """Publish a file unless one of that name exists that is whole: the first writer wins."""
     aside = _aside(path, None)
     try:
-        write_json(aside, value)
+        write_bytes(aside, data)
         with _naming(path):
             try:
                 os.link(aside, path)
             except FileExistsError:
-                if not _is_json(path):
+                if not is_whole(path):
                     os.replace(aside, path)
     finally:
         _remove(aside)

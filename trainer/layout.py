@@ -7,6 +7,7 @@ A folder or file that exists under its final name is complete (`trainer.durable`
       .hub/                        HF_HOME of Jobs: what fetch brought, see trainer/mark.py
       .baselines/<hash>/           teacher.json, ptq.json: shared by all sweeps that measure the same
       .teacher/<hash>/<xx>/*.json  completions written by a teacher (seq_kd), one a prompt
+      .teacher/<hash>/<xx>/*.safetensors  a teacher's likeliest tokens (teacher_topk), one a row
       .orch/                       state of the local cluster
       <sweep>/<run id>/            a run: everything below
         owner/<token>/             who may write here (the fence), and what it has not finished writing

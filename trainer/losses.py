@@ -9,6 +9,7 @@ of different β are on different scales.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trainer.jsd import JsdKernel, chunk_rows_of, jsd_and_grad_, project, pull_back
+
+ChunkLoss = Callable[[slice, Tensor], Tensor]
+"""(rows, the student's logits of these) → losses [rows] in nats, their gradient left in the logits' place."""
+_FROZEN = "loss: the heads must be frozen, got a head that requires a gradient; call requires_grad_(False)"
 
 
 def generalized_jsd(
@@ -59,31 +64,41 @@ def fused_jsd(
     Raises ValueError as `generalized_jsd`, and for a head that requires a gradient.
     """
     _check(len(teacher_head_VH), len(student_head_VH), beta, temperature)
-    if student_head_VH.requires_grad or teacher_head_VH.requires_grad:
-        raise ValueError(
-            "loss: the heads must be frozen, got a head that requires a gradient; call requires_grad_(False)"
-        )
+    if teacher_head_VH.requires_grad:
+        raise ValueError(_FROZEN)
     if len(student_hidden_NH) != len(teacher_hidden_NH):
         raise ValueError(
             f"loss: teacher and student must have the same rows, got {len(teacher_hidden_NH)} and "
             f"{len(student_hidden_NH)}; select the same positions from both"
         )
-    loss: Tensor = _FusedJsd.apply(
+    teacher_NH, teacher_CV = teacher_hidden_NH.detach(), None
+
+    def of_chunk(rows: slice, student_CV: Tensor) -> Tensor:
+        nonlocal teacher_CV
+        teacher_CV = project(teacher_NH[rows], teacher_head_VH, teacher_CV)
+        return kernel(student_CV, teacher_CV, beta, temperature)
+
+    return fused(student_hidden_NH, student_head_VH, of_chunk, chunk_rows)
+
+
+def fused(
+    student_hidden_NH: Tensor, student_head_VH: Tensor, of_chunk: ChunkLoss, chunk_rows: int | None = None
+) -> Tensor:
+    """Sum over rows of any loss of the student's logits, made chunk by chunk; see `fused_jsd`."""
+    if student_head_VH.requires_grad:
+        raise ValueError(_FROZEN)
+    loss: Tensor = _Fused.apply(
         student_hidden_NH,
         student_head_VH,
-        teacher_hidden_NH.detach(),
-        teacher_head_VH,
-        beta,
-        temperature,
+        of_chunk,
         chunk_rows or chunk_rows_of(student_head_VH),
-        kernel,
         # Inside forward gradients are always off, so it cannot see for itself.
         torch.is_grad_enabled() and student_hidden_NH.requires_grad,
     )
     return loss
 
 
-class _FusedJsd(torch.autograd.Function):
+class _Fused(torch.autograd.Function):
     """Forward makes loss and gradient together, so that backward is one multiplication."""
 
     @staticmethod
@@ -91,23 +106,18 @@ class _FusedJsd(torch.autograd.Function):
         ctx: Any,
         student_hidden_NH: Tensor,
         student_head_VH: Tensor,
-        teacher_hidden_NH: Tensor,
-        teacher_head_VH: Tensor,
-        beta: float,
-        temperature: float,
+        of_chunk: ChunkLoss,
         chunk_rows: int,
-        kernel: JsdKernel,
         want_grad: bool,
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=student_hidden_NH.device)
         grad_NH = torch.empty_like(student_hidden_NH) if want_grad else None
-        student_CV = teacher_CV = None
+        student_CV = None
         for start in range(0, len(student_hidden_NH), chunk_rows):
             rows = slice(start, start + chunk_rows)
             # Over the logits of the chunk before: fresh memory of this size costs page faults.
             student_CV = project(student_hidden_NH[rows], student_head_VH, student_CV)
-            teacher_CV = project(teacher_hidden_NH[rows], teacher_head_VH, teacher_CV)
-            total += kernel(student_CV, teacher_CV, beta, temperature).sum(dtype=torch.float64)
+            total += of_chunk(rows, student_CV).sum(dtype=torch.float64)
             if grad_NH is not None:
                 pull_back(student_CV, student_head_VH, grad_NH[rows])
         if grad_NH is not None:
@@ -118,7 +128,7 @@ class _FusedJsd(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (grad_NH,) = ctx.saved_tensors
-        return (grad_NH * grad_output.to(grad_NH.dtype), *[None] * 8)
+        return (grad_NH * grad_output.to(grad_NH.dtype), *[None] * 4)
 
 
 def _kl(log_a_NV: Tensor, log_b_NV: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from trainer.noise import Draw, Sampler
 from trainer.probe import prove
 from trainer.results import Record, TrainSummary
 from trainer.settings import digest
+from trainer.teacher_topk import ERROR
 
 if TYPE_CHECKING:
     from trainer.session import Session
@@ -85,6 +86,8 @@ def publish(session: Session, summary: TrainSummary, about: Mapping[str, Any]) -
     if session.endings.rollouts:
         done["rollouts"] = {"cut_share": session.endings.cut_share, **session.endings._asdict()}
         done[NOISE] = session.mismatch.noise
+    if session.topk:
+        done[ERROR] = session.topk.error
     if note := getattr(session.kernel, "note", None):
         done["loss_kernel"] = note
     fence.write_json(folder.run, {**about, **done, "dataset": _dataset(session)})

@@ -33,6 +33,8 @@ def resume(session: Session, optimizer: torch.optim.Optimizer) -> tuple[int, dic
     session.evaluations[:] = [line for line in lines if "heldout" in line]
     session.endings = endings.total(endings.of_line(line) for line in lines)
     session.mismatch.resume(lines)
+    if session.topk:
+        session.topk.resume(lines)
     session.best.update(found.best)
     for name, parameter in zip(student.lora_tensors(), student.lora_parameters(), strict=True):
         optimizer.state[parameter] = {

@@ -20,6 +20,7 @@ from trainer.mismatch import Mismatch
 from trainer.rollout import Rollouts
 from trainer.student import Student
 from trainer.teacher_cache import TeacherCompletions
+from trainer.teacher_topk import TeacherTopK
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Session:
     stop: StopSignal
     watchdog: Watchdog
     kernel: JsdKernel = jsd_and_grad_
+    topk: TeacherTopK | None = None
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     endings: Endings = field(default_factory=Endings)

@@ -24,6 +24,7 @@ from trainer.session import Session
 from trainer.settings import digest
 from trainer.student import build_student
 from trainer.teacher_cache import TeacherCompletions
+from trainer.teacher_topk import TeacherTopK
 
 
 def prepare(config: TrainConfig, place: TrainPlace, world: World, stop: StopSignal) -> Session:
@@ -54,6 +55,9 @@ def prepare(config: TrainConfig, place: TrainPlace, world: World, stop: StopSign
     stops = stop_tokens(student, tokenizer.eos_token_id)
     rollouts = Rollouts(student, place.rollout)
     fence = Fence(folder)
+    teacher_root, teacher = _teacher_root(folder), ""
+    if config.seq_kd or config.teacher_topk:
+        teacher = model_fingerprint(config.model_name, config.model_revision, models_dir)
     return Session(
         config=config,
         place=place,
@@ -65,13 +69,8 @@ def prepare(config: TrainConfig, place: TrainPlace, world: World, stop: StopSign
         heldout=heldout,
         stops=stops,
         rollouts=rollouts,
-        teacher=TeacherCompletions(
-            rollouts,
-            config,
-            stops,
-            _teacher_root(folder),
-            model_fingerprint(config.model_name, config.model_revision, models_dir) if config.seq_kd else "",
-        ),
+        teacher=TeacherCompletions(rollouts, config, stops, teacher_root, teacher),
+        topk=TeacherTopK(student, config, teacher_root, teacher) if config.teacher_topk else None,
         fence=fence,
         metrics=Metrics(folder.metrics, fence),
         stop=stop,

@@ -13,12 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trainer import endings, heldout
 from trainer.attempt import Diverged, Preempted, mark_ready, report
 from trainer.config import TrainConfig
 from trainer.counters import Stream, is_on_policy
 from trainer.data import Item, collate, micro_batches
+from trainer.linear import Mode
 from trainer.losses import fused_jsd
 from trainer.noise import Draw, Sampler, Trace
 from trainer.publish import publish, start_run
@@ -195,19 +197,33 @@ def _accumulate(session: Session, step: int, items: list[Item], clock: Stopwatch
     The denominator counts the completions that are trained on, over all micro-batches and processes,
     after the rollouts.
     """
-    config, student, world = session.config, session.student, session.world
+    config, world = session.config, session.world
     tokens = int(world.sum([sum(len(item.completion) for item in items)])[0])
-    pad = session.tokenizer.pad_token_id or 0
     size = max(1, config.per_device_train_batch_size // session.place.micro_batch_split)
     summed = 0.0
     for part in micro_batches(longest_first(items) if session.place.length_buckets else items, size):
         session.agree()
-        batch = collate([(item.example.prompt, item.completion) for item in part], pad, world.device)
-        teacher_NH = student.hidden(batch.ids_BT, batch.mask_BT, mode="teacher")[batch.predicts_BT]
-        student_NH = student.hidden(batch.ids_BT, batch.mask_BT, mode="student")[batch.predicts_BT]
-        session.mismatch.measure(student, part, student_NH)
-        clock.lap("forward")
-        loss = fused_jsd(
+        loss = _loss(session, part, clock)
+        if not math.isfinite(loss.item()):
+            raise Diverged(_where(step, list(part), f"loss {loss.item()}"))
+        summed += loss.item()
+        clock.lap("loss")
+        (loss / tokens).backward()
+        clock.lap("backward")
+    return tokens, world.sum([summed])[0] / tokens
+
+
+def _loss(session: Session, part: Sequence[Item], clock: Stopwatch) -> Tensor:
+    """Sum of a micro-batch's divergences from the teacher, or from what is kept of it (teacher_topk)."""
+    config, student = session.config, session.student
+    pad = session.tokenizer.pad_token_id or 0
+    batch = collate([(item.example.prompt, item.completion) for item in part], pad, session.world.device)
+
+    def hidden(mode: Mode) -> Tensor:
+        return student.hidden(batch.ids_BT, batch.mask_BT, mode=mode)[batch.predicts_BT]
+
+    def full(teacher_NH: Tensor) -> Tensor:
+        return fused_jsd(
             student_NH,
             student.head("student"),
             teacher_NH,
@@ -216,13 +232,17 @@ def _accumulate(session: Session, step: int, items: list[Item], clock: Stopwatch
             config.loss_temperature,
             kernel=session.kernel,
         )
-        if not math.isfinite(loss.item()):
-            raise Diverged(_where(step, list(part), f"loss {loss.item()}"))
-        summed += loss.item()
-        clock.lap("loss")
-        (loss / tokens).backward()
-        clock.lap("backward")
-    return tokens, world.sum([summed])[0] / tokens
+
+    # Before the student's, whose activations stay until backward.
+    teacher_NH = None if session.topk else hidden("teacher")
+    student_NH = hidden("student")
+    session.mismatch.measure(student, part, student_NH)
+    clock.lap("forward")
+    if session.topk:
+        examples = [item.example for item in part]
+        return session.topk.loss(examples, student_NH, lambda: full(hidden("teacher")))
+    assert teacher_NH is not None
+    return full(teacher_NH)
 
 
 def longest_first(items: Sequence[Item]) -> list[Item]:
@@ -252,6 +272,7 @@ def _metrics(
         "tokens": tokens,
         **endings.Endings(*counts).line(),
         **session.mismatch.line(session.world),
+        **(session.topk.line(session.world) if session.topk else {}),
         "rollout_tokens": rollout_tokens,
         "seconds": round(seconds, 4),
         "tokens_per_s": round(tokens / seconds, 2) if seconds else None,
