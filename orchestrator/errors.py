@@ -1,4 +1,6 @@
-"""The error tree: OrchError > UserError > SweepError, NotFound; RenderError; ClusterError > JobRefused.
+"""The error tree: OrchError > UserError > SweepError, NotFound; RenderError; ClusterError.
+
+ClusterError > JobRefused, StatusRefused.
 
 A message is `<place>: <what is wrong>, got <value>; <what to do>`, one fault a line.
 """
@@ -44,3 +46,7 @@ class JobRefusedError(ClusterError):
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class StatusRefusedError(ClusterError):
+    """A status that its place does not take, and will not take later: too long, or of fields it lacks."""

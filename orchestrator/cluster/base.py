@@ -125,7 +125,7 @@ class Cluster(Protocol):
         """
 
     def put_status(self, sweep: str, status: Mapping[str, Any]) -> None:
-        """Store status if it differs from what is stored."""
+        """Store status if it differs from what is stored. StatusRefusedError when it is not taken."""
 
     def jobs(self, sweep: str) -> list[ObservedJob]:
         """The sweep's Jobs, finished ones included as long as they exist."""

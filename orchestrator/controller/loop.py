@@ -118,7 +118,7 @@ class Controller:
                 if until_done and all(told[name].finished for name in names):
                     break
             self.cluster.wait(min(again_s * 2**failures, max(self.poll_s, MAX_BACKOFF_S)))
-        self.teller.webhook.close(NOTICES_S)
+        self.teller.close(NOTICES_S, self.clock())
         return told
 
     def step(self, name: str) -> Turn:

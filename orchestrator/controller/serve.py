@@ -88,6 +88,7 @@ class Service:
             hours_every_s=HOURS_EVERY_S,
             on_record=metrics.recorded,
         )
+        self.controller.teller.postbox.wake = self._changed
         self._profile = profile
         self._metrics = metrics
         self._thought_s: dict[str, float] = {}
@@ -188,7 +189,7 @@ def serve(namespace: str | None, profile_path: Path | None, port: int) -> int:
             LOG.info("controller: %s leads", elector.identity)
             metrics.leads(True)
             service.run()
-        service.controller.teller.webhook.close(NOTICES_S)
+        service.controller.teller.close(NOTICES_S, time.time())
         LOG.info("controller: ends")
         elector.stop()
         service.cluster.stop()

@@ -32,6 +32,7 @@ STATES: tuple[State, ...] = get_args(State)
 FINAL: frozenset[State] = frozenset({"done", "failed", "cancelled"})
 TEXT_LIMIT = 300
 MESSAGE_LIMIT = 8000
+"""Characters of a condition's message. With FAILURES_SHOWN no status comes near the API server's 1.5 MiB."""
 TOLD_AFTER_S = 15.0
 """A Job that waits is no news before that: every pod is unschedulable for a moment."""
 
@@ -78,6 +79,22 @@ class Failure(BaseModel):
     model_config = ConfigDict(populate_by_name=True)
 
 
+class Owed(BaseModel):
+    """A notice that the webhook has not taken yet: that the sweep `ended` or `halted`, since then."""
+
+    moment: str
+    reason: str
+    message: str = ""
+    since: str = ""
+
+    model_config = ConfigDict(frozen=True)
+
+    @property
+    def mark(self) -> tuple[str, str, str]:
+        """What tells it from other notices of its sweep."""
+        return self.moment, self.reason, self.since
+
+
 class SweepStatus(BaseModel):
     """The status of a Sweep. `active` counts unfinished Jobs; `control` identifies the commands seen, and
     `observedGeneration` the spec they came with.
@@ -94,6 +111,7 @@ class SweepStatus(BaseModel):
     failures: list[Failure] = Field(default_factory=list)
     control: str = ""
     observedGeneration: int | None = None
+    owed: list[Owed] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -205,7 +223,8 @@ def stamped(
 ) -> SweepStatus:
     """With the generation that was observed, and the time (Unix seconds) since which each condition holds.
 
-    `before` is the stored status: a condition that still has its state keeps its time.
+    `before` is the stored status: a condition that still has its state keeps its time. No message is longer
+    than MESSAGE_LIMIT.
     """
     since = {
         (one.get("type"), one.get("status")): one.get("lastTransitionTime")
@@ -213,7 +232,12 @@ def stamped(
     }
     stamp = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     conditions = [
-        one.model_copy(update={"lastTransitionTime": since.get((one.type, one.status)) or stamp})
+        one.model_copy(
+            update={
+                "lastTransitionTime": since.get((one.type, one.status)) or stamp,
+                "message": one.message[:MESSAGE_LIMIT],
+            }
+        )
         for one in status.conditions
     ]
     return status.model_copy(update={"conditions": conditions, "observedGeneration": generation})

@@ -1,4 +1,7 @@
-"""Posts JSON to the lab's webhook from a thread of its own: no turn waits for it or fails by it."""
+"""Posts JSON to the lab's webhook from a thread of its own: no turn waits for it or fails by it.
+
+What becomes of a notice is said by a callback; whoever owes it decides whether it is posted again.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,9 @@ TIMEOUT_S = 10.0
 PAUSES_S = (0.0, 2.0, 10.0)
 """Before each try."""
 WAITING = 100
-"""More notices than this at once are dropped, and the log says so."""
+"""More notices than this at once are not taken, and the log says so."""
+Posted = Callable[[bool], None]
+"""Hears, from another thread, whether a notice is settled: taken, or refused for good."""
 
 
 class Webhook:
@@ -31,19 +36,24 @@ class Webhook:
     def __init__(self, timeout_s: float = TIMEOUT_S, pauses_s: tuple[float, ...] = PAUSES_S) -> None:
         self._timeout_s = timeout_s
         self._pauses_s = pauses_s
-        self._queue: queue.Queue[tuple[Notify, Mapping[str, Any]] | None] = queue.Queue(WAITING)
+        self._queue: queue.Queue[tuple[Notify, Mapping[str, Any], Posted] | None] = queue.Queue(WAITING)
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
 
-    def post(self, notify: Notify, notice: Mapping[str, Any]) -> None:
-        """Send it as soon as those before it are sent. It is tried a few times, then it is lost."""
+    def post(self, notify: Notify, notice: Mapping[str, Any], posted: Posted) -> bool:
+        """Send it as soon as those before it are sent, in a few tries; `posted` hears what came of it.
+
+        False when too many wait: it is not taken, and nothing is heard of it.
+        """
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="webhook", daemon=True)
             self._thread.start()
         try:
-            self._queue.put_nowait((notify, notice))
+            self._queue.put_nowait((notify, notice, posted))
+            return True
         except queue.Full:
-            LOG.error("controller: the webhook is %d notices behind, one is dropped", WAITING)
+            LOG.error("controller: the webhook is %d notices behind, one has to wait", WAITING)
+            return False
 
     def close(self, within_s: float) -> None:
         """Let what was handed over be sent, for so long at most; then the thread ends."""
@@ -53,19 +63,20 @@ class Webhook:
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=within_s)
         self._thread.join(max(0.0, end - time.monotonic()))
-        self._ended.set()  # whatever is left is lost
+        self._ended.set()  # whatever is left is still owed
 
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
-            notify, notice = item
+            notify, notice, posted = item
             for pause_s in self._pauses_s:
                 if self._ended.wait(pause_s):
                     return
-                again = self._try(notify, notice)
-                if not again:
+                if not self._try(notify, notice):
+                    posted(True)
                     break
             else:
-                LOG.error("controller: %s of %s was not told: given up", notice["event"], notice["sweep"])
+                LOG.error("controller: %s of %s was not told", notice["event"], notice["sweep"])
+                posted(False)
 
     def _try(self, notify: Notify, notice: Mapping[str, Any]) -> bool:
         """Whether it must be tried again. The address may be a secret: it is in no message."""

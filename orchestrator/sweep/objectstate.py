@@ -98,6 +98,17 @@ _FAILURE: Schema = {
     **_KEEP,
 }
 
+_OWED: Schema = {
+    "type": "object",
+    "properties": {
+        "moment": _text(63, "ended or halted."),
+        "reason": _text(1024, "The reason of its condition."),
+        "message": _text(32_768, "What is told."),
+        "since": _text(63, "Since when its condition holds."),
+    },
+    **_KEEP,
+}
+
 STATUS: Final[Schema] = {
     "description": "Where the sweep is. Written by the controller alone; more runs do not make it longer.",
     "type": "object",
@@ -133,6 +144,7 @@ STATUS: Final[Schema] = {
         },
         "gpuHours": _number("number", "GPUs × hours of all its pods."),
         "failures": _list(_FAILURE, 100, "The last failures."),
+        "owed": _list(_OWED, 100, "Notices that the webhook has not taken yet."),
         "control": _text(64, "Which commands of spec.control were seen."),
     },
     **_KEEP,

@@ -22,7 +22,7 @@ from orchestrator.cluster.kube.errors import AlreadyExists, Conflict, Forbidden,
 from orchestrator.cluster.kube.ownership import joined
 from orchestrator.cluster.kube.paths import CONFIG_MAPS, CORE_EVENTS, EVENTS, JOBS, PODS, SWEEPS, Resource
 from orchestrator.cluster.objects import canonical
-from orchestrator.errors import ClusterError, JobRefusedError, NotFoundError
+from orchestrator.errors import ClusterError, JobRefusedError, NotFoundError, StatusRefusedError
 from orchestrator.sweep.naming import (
     ANNOTATION_SUBMITTER,
     LABEL_MANAGED_BY,
@@ -104,7 +104,11 @@ class KubeCluster(Cluster):
             "metadata": {"name": sweep, "uid": uid},
             "status": dict(status),
         }
-        told = self.api.apply(self._path(SWEEPS, sweep, "status"), body, manager=STATUS_MANAGER, force=True)
+        path = self._path(SWEEPS, sweep, "status")
+        try:
+            told = self.api.apply(path, body, manager=STATUS_MANAGER, force=True)
+        except Invalid as error:
+            raise StatusRefusedError(str(error)) from error
         self._now(SWEEPS, told)
 
     # Jobs

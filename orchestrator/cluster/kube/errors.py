@@ -107,6 +107,10 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 }
 
 
+UNDECLARED = "field not declared in schema"
+_FINAL_5XX = (UNDECLARED, "request is too large", "message larger than max")
+
+
 class _Cause(msgspec.Struct):
     field: str = ""
     message: str = ""
@@ -199,8 +203,9 @@ def _class_of(status: int, reason: str, message: str) -> type[ApiError]:
     if status == 409:
         return AlreadyExists if reason == "AlreadyExists" else Conflict
     if status >= 500:
-        # Server-side apply answers 500 for a field that an older CRD lacks: no later try will do better.
-        return Invalid if "field not declared in schema" in message else Unavailable
+        # Server-side apply answers 500 for a field that an older CRD lacks, and etcd's refusal of what is too
+        # large comes as one: no later try will do better.
+        return Invalid if any(words in message for words in _FINAL_5XX) else Unavailable
     return _BY_STATUS.get(status, ApiError)
 
 
@@ -211,7 +216,7 @@ def _advice(request: Request, kind: type[ApiError], answer: _Status) -> str:
         return f"the cluster serves no such {api}{ours}" if api else ""
     if kind is Unauthorized:
         return "log in to the cluster again, or name another --context"
-    if kind is Invalid and "field not declared in schema" in (answer.message or ""):
+    if kind is Invalid and UNDECLARED in (answer.message or ""):
         return "the cluster's CRD is older than this orch: run `orch install --crd-only`"
     return ""
 

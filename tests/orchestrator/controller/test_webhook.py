@@ -1,4 +1,4 @@
-"""The webhook: what arrives at a real HTTP server, and what a bad one costs: nothing but its notice."""
+"""The webhook: what arrives at a real HTTP server, and what a bad one costs: a notice that is still owed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cluster.base import Event
 from orchestrator.controller.loop import Controller
-from orchestrator.controller.notice import TEXT_LIMIT, notice
-from orchestrator.controller.status import Best, Condition, SweepStatus
+from orchestrator.controller.notice import TEXT_LIMIT, key, notice
+from orchestrator.controller.status import Owed
 from orchestrator.controller.webhook import Webhook
 from orchestrator.profile import Notify, Profile
 from tests.orchestrator.controller.scene import a_sweep
@@ -25,6 +24,10 @@ from tests.orchestrator.fakes import FakeCluster
 
 NO_PAUSES = (0.0, 0.0, 0.0)
 WITHIN_S = 60.0
+
+
+def unheard(settled: bool) -> None:
+    """Does not mind what comes of a notice."""
 
 
 class Chat:
@@ -85,7 +88,7 @@ def chat() -> Iterator[Chat]:
 def told(chat: Chat, *notices: dict[str, Any], timeout_s: float = WITHIN_S) -> list[dict[str, Any]]:
     webhook = Webhook(timeout_s, NO_PAUSES)
     for one in notices:
-        webhook.post(chat.notify, one)
+        webhook.post(chat.notify, one, unheard)
     webhook.close(WITHIN_S)
     return chat.heard()
 
@@ -99,43 +102,53 @@ def test_a_notice_arrives_whole(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answers", "tries"),
-    [([500], 2), ([503, 429], 3), ([500, 500, 500, 500], 3), ([404], 1), ([302], 1), ([204], 1)],
+    ("answers", "tries", "settled"),
+    [
+        ([500], 2, True),
+        ([503, 429], 3, True),
+        ([500, 500, 500, 500], 3, False),
+        ([404], 1, True),
+        ([302], 1, True),
+        ([204], 1, True),
+    ],
     ids=["it fails once", "it fails twice", "it always fails", "no such hook", "led elsewhere", "no content"],
 )
 def test_a_failure_of_the_server_is_tried_again_a_few_times(
-    chat: Chat, answers: list[int | None], tries: int
+    chat: Chat, answers: list[int | None], tries: int, settled: bool
 ) -> None:
-    chat.answers = answers
-    assert len(told(chat, a_notice())) == tries
+    """And whoever owes it hears whether it is settled: taken, or refused for good."""
+    chat.answers, came = answers, []
+    webhook = Webhook(WITHIN_S, NO_PAUSES)
+    webhook.post(chat.notify, a_notice(), came.append)
+    webhook.close(WITHIN_S)
+    assert (len(chat.heard()), came) == (tries, [settled])
 
 
 def test_a_server_that_hangs_is_given_up(chat: Chat, caplog: pytest.LogCaptureFixture) -> None:
     chat.answers = [None] * len(NO_PAUSES)
     told(chat, a_notice(), timeout_s=0.05)
-    assert "ended of night was not told: given up" in caplog.text
+    assert "ended of night was not told" in caplog.text
 
 
 def test_nobody_waits_for_a_server_that_hangs(chat: Chat) -> None:
     """The post returns though the one before is still under way."""
     chat.answers = [None]
     webhook = Webhook(WITHIN_S, NO_PAUSES)
-    webhook.post(chat.notify, a_notice())
+    webhook.post(chat.notify, a_notice(), unheard)
     assert chat.got.get(timeout=WITHIN_S) == a_notice()  # it hangs now
-    webhook.post(chat.notify, a_notice("halted"))
+    webhook.post(chat.notify, a_notice("halted"), unheard)
     webhook.close(0.0)
     assert chat.heard() == []
 
 
-def test_more_than_can_wait_is_dropped_and_said(chat: Chat, caplog: pytest.LogCaptureFixture) -> None:
+def test_more_than_can_wait_is_not_taken_and_said(chat: Chat, caplog: pytest.LogCaptureFixture) -> None:
     chat.answers = [None]
     webhook = Webhook(WITHIN_S, NO_PAUSES)
-    webhook.post(chat.notify, a_notice())
+    webhook.post(chat.notify, a_notice(), unheard)
     assert chat.got.get(timeout=WITHIN_S) == a_notice()
-    for _ in range(101):
-        webhook.post(chat.notify, a_notice())
+    assert [webhook.post(chat.notify, a_notice(), unheard) for _ in range(101)] == [True] * 100 + [False]
     assert [one.getMessage() for one in caplog.records] == [
-        "controller: the webhook is 100 notices behind, one is dropped"
+        "controller: the webhook is 100 notices behind, one has to wait"
     ]
     webhook.close(0.0)
 
@@ -149,9 +162,9 @@ def test_an_address_that_is_none_is_not_used_and_not_told(
     file.write_text(text)
     for path in (file, tmp_path / "absent"):
         webhook = Webhook(WITHIN_S, NO_PAUSES)
-        webhook.post(Notify(urlFile=str(path)), a_notice())
+        webhook.post(Notify(urlFile=str(path)), a_notice(), unheard)
         webhook.close(WITHIN_S)
-    assert "ended of night was not told: given up" in caplog.text
+    assert "ended of night was not told" in caplog.text
     assert not text or text not in caplog.text
 
 
@@ -162,11 +175,11 @@ def test_an_address_in_a_file_is_read_anew_and_never_logged(
     file = tmp_path / "url"
     webhook = Webhook(WITHIN_S, NO_PAUSES)
     file.write_text("http://127.0.0.1:1/secret-path")
-    webhook.post(Notify(urlFile=str(file)), a_notice("halted"))
+    webhook.post(Notify(urlFile=str(file)), a_notice("halted"), unheard)
     webhook.close(WITHIN_S)
     file.write_text(f"{chat.notify.url}\n")
     webhook = Webhook(WITHIN_S, NO_PAUSES)
-    webhook.post(Notify(urlFile=str(file)), a_notice())
+    webhook.post(Notify(urlFile=str(file)), a_notice(), unheard)
     webhook.close(WITHIN_S)
     assert chat.heard() == [a_notice()]
     assert "secret-path" not in caplog.text
@@ -203,7 +216,7 @@ def test_a_notice_sent_again_has_the_key_it_had(chat: Chat) -> None:
     chat.answers = [503]
     _, controller = controlled(chat)
     one = controller()
-    one.teller.webhook = Webhook(WITHIN_S, NO_PAUSES)
+    one.teller.postbox.webhook = Webhook(WITHIN_S, NO_PAUSES)
     one.run(until_done=True)
     first, again = chat.heard()
     assert first == again
@@ -227,18 +240,11 @@ SINCE = "2026-01-01T00:00:00Z"
 def test_a_key_is_of_one_transition_of_one_sweep(
     uid: str, moment: str, reason: str, since: str, same: bool
 ) -> None:
-    def key(uid: str, moment: str, reason: str, since: str) -> str:
-        kinds = {"Complete": SINCE, "Halted": SINCE, {"ended": "Complete", "halted": "Halted"}[moment]: since}
-        conditions = [
-            Condition(type=kind, status="True", reason=reason, lastTransitionTime=at)
-            for kind, at in kinds.items()
-        ]
-        stored = {"metadata": {"name": "n", "uid": uid}}
-        return str(
-            notice(stored, Event(reason, "m", True, moment), SweepStatus(conditions=conditions))["key"]
-        )
+    def of(uid: str, *mark: str) -> str:
+        moment, reason, since = mark
+        return key({"name": "n", "uid": uid}, Owed(moment=moment, reason=reason, since=since))
 
-    assert (key(uid, moment, reason, since) == key("u", "ended", "R", SINCE)) is same
+    assert (of(uid, moment, reason, since) == of("u", "ended", "R", SINCE)) is same
 
 
 def test_a_sweep_that_goes_on_and_ends_again_is_told_again(chat: Chat) -> None:
@@ -259,10 +265,10 @@ def test_a_halt_is_told_with_its_remedy(chat: Chat) -> None:
     [train] = [name for name in cluster.made if "-train-" in name]
     cluster.fail(train, 64)
     first.step("demo")
-    first.teller.webhook.close(WITHIN_S)
+    first.teller.close(WITHIN_S, 1000.0)
     again = controller()
     again.step("demo")
-    again.teller.webhook.close(WITHIN_S)
+    again.teller.close(WITHIN_S, 1000.0)
     [one] = chat.heard()
     assert (one["event"], one["reason"]) == ("halted", "CanaryFailed")
     assert "correct it and submit again, or `orch retry demo`" in one["text"]
@@ -290,7 +296,7 @@ def test_a_status_that_is_not_stored_is_not_told(chat: Chat, monkeypatch: pytest
     one = controller()
     with pytest.raises(OSError, match="away"):
         one.step("demo")
-    one.teller.webhook.close(WITHIN_S)
+    one.teller.close(WITHIN_S, 1000.0)
     assert chat.heard() == []
 
 
@@ -306,15 +312,20 @@ def test_a_turn_goes_on_though_the_webhook_hangs(chat: Chat) -> None:
 
 
 def test_the_notice_has_a_text_for_people_and_fields_for_programs() -> None:
-    stored = {
-        "metadata": {"name": "night", "namespace": "ml", "annotations": {"orch.dev/submitted-by": "ada"}}
+    status = {
+        "counts": {"done": 3},
+        "gpuHours": 12.34,
+        "best": {"run": "a-1", "kl": 0.14149, "klStderr": 0.005},
     }
-    status = SweepStatus(counts={"done": 3}, gpuHours=12.34, best=Best(run="a-1", kl=0.14149, klStderr=0.005))
-    value = notice(stored, Event("SomeFailed", "3 done, 1 failed", True, "ended"), status)
+    stored = {
+        "metadata": {"name": "night", "namespace": "ml", "annotations": {"orch.dev/submitted-by": "ada"}},
+        "status": status,
+    }
+    value = notice(stored, Owed(moment="ended", reason="SomeFailed", message="3 done, 1 failed", since=SINCE))
     assert value == {
         "text": "ml/night ended: 3 done, 1 failed; best a-1, KL 0.1415; 12.3 GPU-hours",
         "v": 1,
-        "key": "night:ended:SomeFailed:",
+        "key": f"night:ended:SomeFailed:{SINCE}",
         "event": "ended",
         "sweep": "night",
         "namespace": "ml",
@@ -328,7 +339,6 @@ def test_the_notice_has_a_text_for_people_and_fields_for_programs() -> None:
 
 
 def test_a_long_message_is_cut() -> None:
-    value = notice(
-        {"metadata": {"name": "n"}}, Event("CannotRender", "x" * 9000, True, "halted"), SweepStatus()
-    )
+    owed = Owed(moment="halted", reason="CannotRender", message="x" * 9000)
+    value = notice({"metadata": {"name": "n"}}, owed)
     assert max(len(value["text"]), len(value["message"])) == TEXT_LIMIT
