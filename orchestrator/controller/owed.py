@@ -15,7 +15,7 @@ from orchestrator.profile import Notify
 
 OWED_MOST = 8
 """More than this of one sweep at once are not kept: the oldest goes."""
-OWED_TEXT = 2000
+OWED_TEXT = 1000
 """Characters of a notice's message that are kept."""
 OWED_FOR_S = 86400.0
 """A notice that has been tried, and that nobody has taken for so long, is given up."""

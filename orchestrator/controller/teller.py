@@ -118,18 +118,20 @@ class Teller:
         if until <= now or level == len(FORMS):
             level, until = 0, now + REFUSED_AGAIN_S
         while level < len(FORMS):
+            sent = without(value, FORMS[level])
             try:
-                self.cluster.put_status(name, without(value, FORMS[level]))
+                self.cluster.put_status(name, sent)
                 break
             except StatusRefusedError as error:
                 self._say(name, f"the status of {name} is not taken whole: {error}")
-                level += 1
+                while level < len(FORMS) and without(value, FORMS[level]) == sent:
+                    level += 1
         if level:
             self._form[name] = (level, until)
         if level == len(FORMS):
             return until - now
         self._told_at[name] = now
-        self._look_back(name, value, without(value, FORMS[level]))
+        self._look_back(name, value, sent)
         return None
 
     def _look_back(self, name: str, value: Json, sent: Json) -> None:

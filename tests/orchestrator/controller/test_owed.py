@@ -235,7 +235,7 @@ def lives(world: World, death: str) -> None:
     world.dies = ""
 
 
-@pytest.mark.parametrize("deaths", itertools.product(DEATHS, repeat=2))
+@pytest.mark.parametrize("deaths", list(itertools.product(DEATHS, repeat=2)))
 def test_whenever_controllers_die_it_is_told_at_least_once_with_one_key(deaths: tuple[str, ...]) -> None:
     check(deaths)
 

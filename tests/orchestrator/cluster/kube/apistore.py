@@ -47,6 +47,8 @@ class ApiStore:
     """What is stored. `served` are the kinds there are.
 
     `collects`: somebody plays the garbage collector, so a Foreground deletion only marks the object.
+    `unknown` are fields of a status that the definition lacks: an apply of them is refused, or they are
+    dropped where it `prunes`. A change of more than `most_bytes` is refused.
     """
 
     objects: dict[str, dict[str, Json]] = field(default_factory=lambda: defaultdict(dict))
@@ -55,6 +57,9 @@ class ApiStore:
     compacted: int = 0
     served: tuple[str, ...] = ("configmaps", "jobs", "leases", "pods")
     collects: bool = False
+    unknown: frozenset[str] = frozenset()
+    prunes: bool = False
+    most_bytes: int = 1_572_864
     changed: threading.Condition = field(default_factory=threading.Condition)
 
 
@@ -146,6 +151,8 @@ def _post(world: ApiStore, asked: Asked) -> Answer:
 
 def _patch(world: ApiStore, asked: Asked) -> Answer:
     path, part = asked.path, ""
+    if len(json.dumps(asked.body)) > world.most_bytes:
+        return Answer(413, status(413, "RequestEntityTooLarge", "Request entity too large: limit is 3145728"))
     if path.endswith("/status"):
         path, _, part = path.rpartition("/")
     collection, _, name = path.rpartition("/")
@@ -156,7 +163,12 @@ def _patch(world: ApiStore, asked: Asked) -> Answer:
         if asked.body.get("metadata", {}).get(key) not in (None, stored["metadata"][key]):
             return Answer(409, status(409, "Conflict", f"the object has been modified: {key}"))
     if part:  # what its one manager applied before and leaves out now goes
-        merged = {**stored, part: asked.body[part]}
+        known = {key: value for key, value in asked.body[part].items() if key not in world.unknown}
+        if known != asked.body[part] and not world.prunes:
+            [field, *_] = sorted(asked.body[part].keys() - known.keys())
+            said = f".{part}.{field}: field not declared in schema"
+            return Answer(500, status(500, "", f"failed to create typed patch object (ml/demo): {said}"))
+        merged = {**stored, part: known}
     elif stored.get("immutable") and "data" in asked.body:
         return Answer(422, status(422, "Invalid", "data: Forbidden: field is immutable"))
     else:
