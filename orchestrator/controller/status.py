@@ -31,8 +31,7 @@ State = Literal["pending", "running", "trained", "evaluating", "done", "failed",
 STATES: tuple[State, ...] = get_args(State)
 FINAL: frozenset[State] = frozenset({"done", "failed", "cancelled"})
 TEXT_LIMIT = 300
-MESSAGE_LIMIT = 8000
-"""Characters of a condition's message. With FAILURES_SHOWN no status comes near the API server's 1.5 MiB."""
+MESSAGE_LIMIT = 8000  # of a condition; with FAILURES_SHOWN no status comes near the API server's 1.5 MiB
 TOLD_AFTER_S = 15.0
 """A Job that waits is no news before that: every pod is unschedulable for a moment."""
 
@@ -283,21 +282,18 @@ def _failures(world: World, told: Sequence[RunState]) -> Iterator[Failure]:
     """Those whose Job could never be made, for they have no record, and then the latest of the recorded."""
     unmade = [one for one in told if one.state == "failed" and one.record is None]
     for one in unmade[:FAILURES_SHOWN]:
-        yield Failure(
-            run=one.run.id,
-            stage=one.stage,
-            attempt=one.attempts,
-            failure=one.failure or FailureClass.UNKNOWN,
-            evidence=one.evidence[:TEXT_LIMIT],
-            remedy=after(one.failure, one.remedy)[:TEXT_LIMIT],
-        )
+        yield _failure(one.run.id, one.stage, one.attempts, one)
     failed = newest_failures((*world.observed.rest.failures, *world.observed.records.values()))
     for record in failed[: max(0, FAILURES_SHOWN - len(unmade))]:
-        yield Failure(
-            run=record.run_id,
-            stage=record.stage,
-            attempt=record.attempt,
-            failure=record.failure or FailureClass.UNKNOWN,
-            evidence=record.evidence[:TEXT_LIMIT],
-            remedy=after(record.failure, record.remedy)[:TEXT_LIMIT],
-        )
+        yield _failure(record.run_id, record.stage, record.attempt, record)
+
+
+def _failure(run: str, stage: Stage, attempt: int, of: RunState | AttemptRecord) -> Failure:
+    return Failure(
+        run=run,
+        stage=stage,
+        attempt=attempt,
+        failure=of.failure or FailureClass.UNKNOWN,
+        evidence=of.evidence[:TEXT_LIMIT],
+        remedy=after(of.failure, of.remedy)[:TEXT_LIMIT],
+    )

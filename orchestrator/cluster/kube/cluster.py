@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.cluster.base import Change, Cluster, Created, Event, ObservedJob
-from orchestrator.cluster.kube import decode
+from orchestrator.cluster.kube import decode, errors
 from orchestrator.cluster.kube.client import Api
 from orchestrator.cluster.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound
 from orchestrator.cluster.kube.ownership import joined
@@ -130,7 +130,7 @@ class KubeCluster(Cluster):
             if there is None and isinstance(error, AlreadyExists):
                 return Created.GOING
             if there is None:
-                raise JobRefusedError(str(error), _why_refused(error)) from error
+                raise JobRefusedError(str(error), errors.why_refused(error)) from error
             return _whose(there, manifest)
 
     def taken(self, name: str) -> bool:
@@ -210,7 +210,7 @@ class KubeCluster(Cluster):
                 ) from None
             return False
         except (Forbidden, Invalid) as error:
-            raise JobRefusedError(str(error), _why_refused(error)) from error
+            raise JobRefusedError(str(error), errors.why_refused(error)) from error
 
     def put_event(self, sweep: str, event: Event) -> None:
         uid = str(self._stored(sweep)["metadata"]["uid"])
@@ -290,12 +290,6 @@ def _whose(there: decode.KeptJob, manifest: Mapping[str, Any]) -> Created:
         return Created.EXISTS
     former = there.sweep == manifest["metadata"]["labels"][LABEL_SWEEP] and there.owner
     return Created.GOING if former or there.job.deleting else Created.CONFLICT
-
-
-def _why_refused(error: ClusterError) -> str:
-    if "exceeded quota" in str(error):
-        return "QuotaExceeded"
-    return "Invalid" if isinstance(error, Invalid) else "Forbidden"
 
 
 def _cut(text: str, limit: int) -> str:

@@ -167,6 +167,13 @@ def refused_event(request: Request, raw: bytes | msgspec.Raw) -> ApiError:
     return _error(request, answer.code or 500, answer, None)
 
 
+def why_refused(error: ApiError) -> str:
+    """A CamelCase word for why an object is not taken."""
+    if "exceeded quota" in str(error):
+        return "QuotaExceeded"
+    return "Invalid" if isinstance(error, Invalid) else "Forbidden"
+
+
 def unreachable(request: Request, what: str) -> Unavailable:
     """The error for no answer, or half of one; `what` in words, e.g. `connection refused`."""
     line = f"{request.failed}, got no answer from {request.host}: {_one_line(what)}"

@@ -21,10 +21,11 @@ from orchestrator.cluster.kube.cluster import KubeCluster
 from orchestrator.cluster.kube.paths import CONFIG_MAPS, EVENTS, JOBS, PODS, SWEEPS
 from orchestrator.cluster.kube.store import Item
 from orchestrator.cluster.kube.watched import WatchedCluster
+from orchestrator.controller import postbox
 from orchestrator.controller.loop import Controller
 from orchestrator.controller.serve import HOURS_EVERY_S, TELL_EVERY_S
 from orchestrator.errors import ClusterError
-from orchestrator.profile import Profile
+from orchestrator.profile import Notify, Profile
 from orchestrator.sweep.naming import LABEL_RUN, LABEL_STAGE
 from tests.orchestrator.cluster.kube.apistore import Asked, Json, store
 from tests.orchestrator.controller.jobworld import (
@@ -314,6 +315,44 @@ def test_a_controller_cut_off_after_each_kind_of_call_changes_nothing(whole: Pla
     first = {kind(call): number for number, call in reversed(list(enumerate(whole.calls)))}
     assert len(first) > 10
     strike(whole, first.values(), "reset", True)
+
+
+def taking(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of the notices that a webhook of every Play gets, which takes each at once."""
+    keys: list[str] = []
+
+    class Taker:
+        def post(self, notify: Notify, notice: Json, posted: Callable[[bool], None]) -> bool:
+            keys.append(notice["key"])
+            posted(True)
+            return True
+
+    notify = Notify(url="https://hooks.example/x")
+    monkeypatch.setitem(globals(), "PROFILE", PROFILE.model_copy(update={"notify": notify}))
+    monkeypatch.setattr(postbox, "Webhook", Taker)
+    return keys
+
+
+@pytest.fixture
+def took(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    return taking(monkeypatch)
+
+
+@FAULTS
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_controller_struck_at_its_last_writes_has_told_the_end(
+    took: list[str], fault: Fault, after: bool
+) -> None:
+    calls = Play().run().calls
+    writes = [number for number, call in enumerate(calls) if "status" in call][-3:]
+    for call in writes:
+        with noted(f"struck at call {call}"):
+            took.clear()
+            play = Play(at(call, fault, after)).run()
+            assert play.struck == 1
+            assert len(set(took)) == 1, "the end was not told, or as two"
+            assert "owed" not in play.status
+            silent(play)
 
 
 @pytest.mark.exhaustive

@@ -11,7 +11,6 @@ import pytest
 
 from orchestrator.cluster.base import Event
 from orchestrator.cluster.kube.paths import EVENTS
-from orchestrator.controller import postbox
 from orchestrator.controller.catalogue import Catalogue
 from orchestrator.controller.leftout import NEWER, NOTHING, WORDS, dropped, without
 from orchestrator.controller.observed import Control, Observed
@@ -31,10 +30,9 @@ from orchestrator.controller.world import World
 from orchestrator.errors import StatusRefusedError
 from orchestrator.profile import Notify
 from orchestrator.sweep.expand import expand
-from tests.orchestrator.controller import test_crashes
 from tests.orchestrator.controller.jobworld import JobWorld
 from tests.orchestrator.controller.scene import a_sweep, filled_once
-from tests.orchestrator.controller.test_crashes import FATES, PROFILE, SETTLED, Play
+from tests.orchestrator.controller.test_crashes import FATES, SETTLED, Play, taking
 from tests.orchestrator.fakes import FakeCluster
 
 STATUS = {
@@ -63,17 +61,6 @@ def test_a_value_that_differs_is_not_dropped() -> None:
 # A whole sweep in a cluster whose definition is older
 
 
-class Taker:
-    """A webhook that takes all at once; `took` are the keys."""
-
-    took: list[str]
-
-    def post(self, notify: Notify, notice: Mapping[str, Any], posted: Callable[[bool], None]) -> bool:
-        self.took.append(notice["key"])
-        posted(True)
-        return True
-
-
 @pytest.fixture(scope="module", autouse=True)
 def templates_are_filled_once() -> Iterator[None]:
     with filled_once():
@@ -82,12 +69,7 @@ def templates_are_filled_once() -> Iterator[None]:
 
 @pytest.fixture
 def took(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    keys: list[str] = []
-    notify = Notify(url="https://hooks.example/x")
-    monkeypatch.setattr(test_crashes, "PROFILE", PROFILE.model_copy(update={"notify": notify}))
-    monkeypatch.setattr(Taker, "took", keys, raising=False)
-    monkeypatch.setattr(postbox, "Webhook", Taker)
-    return keys
+    return taking(monkeypatch)
 
 
 def played(**changes: Any) -> Play:
@@ -223,9 +205,9 @@ TEXTS = {
 @pytest.mark.parametrize(("letter", "most_bytes"), TEXTS.values(), ids=TEXTS)
 def test_ten_thousand_failures_of_the_longest_words_make_a_short_status(letter: str, most_bytes: int) -> None:
     """In the bytes that a server stores: UTF-8, with controls spelled out."""
-    sweep = a_sweep(100)
+    sweep, words = a_sweep(100), letter * 40_000
     told = [
-        RunState(run, "failed", "train", 1, "job", FailureClass.USER_ERROR, letter * 40_000, letter * 40_000)
+        RunState(run, "failed", "train", 1, "job", FailureClass.USER_ERROR, words, words)
         for run in expand(sweep)
         for _ in range(FAILED // 100)
     ]

@@ -5,14 +5,18 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.controller.loop import Turn
+from orchestrator.controller.metrics import Metrics
 from orchestrator.controller.serve import (
     FINISHED_AGAIN_S,
     SETTLE_S,
     UNFINISHED_AGAIN_S,
+    ProfileFile,
+    Service,
     next_turn_s,
     settle_s,
 )
 from orchestrator.controller.status import SweepStatus
+from tests.orchestrator.controller.jobworld import JobWorld, Process, ProcessApi
 
 CASES = {
     "it goes on": (False, None, UNFINISHED_AGAIN_S),
@@ -35,3 +39,10 @@ def test_a_sweep_is_looked_at_as_usual_or_sooner(
 )
 def test_a_sweep_thinks_for_a_tenth_of_the_time_at_most(thought_s: float, gather_s: float) -> None:
     assert settle_s(thought_s) == pytest.approx(gather_s)
+
+
+def test_a_notice_that_is_settled_wakes_its_sweep() -> None:
+    """Else a sweep at rest would owe it for another ten minutes."""
+    service = Service(ProcessApi(Process(JobWorld(), lambda asked: None)), ProfileFile(None), Metrics())
+    service.controller.teller.postbox.wake("demo")
+    assert service.queue.waiting == 1

@@ -198,7 +198,7 @@ def controlled(chat: Chat, **spec: Any) -> tuple[FakeCluster, Callable[[], Contr
 
 
 def test_the_end_of_a_sweep_is_told_once_whoever_controls_it(chat: Chat) -> None:
-    _, controller = controlled(chat)
+    cluster, controller = controlled(chat)
     controller().run(until_done=True)
     [one] = chat.heard()
     assert (one["event"], one["sweep"], one["reason"], one["counts"]["done"]) == (
@@ -207,6 +207,7 @@ def test_the_end_of_a_sweep_is_told_once_whoever_controls_it(chat: Chat) -> None
         "AllDone",
         2,
     )
+    assert "owed" not in cluster.stored["demo"]["status"]
     controller().run(until_done=True)
     assert chat.heard() == []
 
