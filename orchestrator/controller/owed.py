@@ -45,8 +45,11 @@ def owing(
 
 
 def too_old(one: Owed, now: float) -> bool:
-    """Whether it is to be given up at `now` (Unix seconds)."""
-    return now - datetime.fromisoformat(one.since).timestamp() > OWED_FOR_S
+    """Whether it is to be given up at `now` (Unix seconds); so is one that does not say since when it is owed."""
+    try:
+        return now - datetime.fromisoformat(one.since).timestamp() > OWED_FOR_S
+    except ValueError:  # whatever another version wrote, no turn fails by it
+        return True
 
 
 def _since(event: Event, status: SweepStatus) -> str:

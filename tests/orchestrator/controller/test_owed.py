@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from orchestrator.cluster.base import Event
-from orchestrator.controller.owed import OWED_FOR_S, OWED_MOST, owing
+from orchestrator.controller.owed import OWED_FOR_S, OWED_MOST, owing, too_old
 from orchestrator.controller.postbox import POST_AGAIN_S, Postbox
 from orchestrator.controller.status import Condition, Owed, SweepStatus
 from orchestrator.controller.teller import Teller
@@ -62,6 +62,14 @@ def test_what_is_owed(
     before: list[Owed], events: list[Event], notify: Notify | None, gone: set[Owed], expected: list[Owed]
 ) -> None:
     assert owing(before, events, ended(), notify, gone) == expected
+
+
+@pytest.mark.parametrize(
+    ("since", "now", "old"),
+    [(SINCE, 1000.0 + OWED_FOR_S, False), (SINCE, 1001.0 + OWED_FOR_S, True), ("", 0.0, True)],
+)
+def test_what_is_too_old(since: str, now: float, old: bool) -> None:
+    assert too_old(ENDED.model_copy(update={"since": since}), now) is old
 
 
 class Hook:
@@ -256,3 +264,19 @@ def check(deaths: list[str] | tuple[str, ...]) -> None:
     writes, took = world.writes, len(world.took)
     lives(world, "")
     assert (world.writes, len(world.took)) == (writes, took), "a quiet world is told again"
+
+
+def test_what_is_told_only_later_is_not_posted_before_it_is_stored() -> None:
+    world = World()
+    teller, _ = world.teller()
+    teller.every_s = 2.0
+    teller.tell("demo", world.stored["demo"], SweepStatus(), world.now)
+    halt = Condition(
+        type="Halted", status="True", reason="SameFailure", message="m", lastTransitionTime=SINCE
+    )
+    halted = SweepStatus(conditions=[halt], active=1)
+    assert teller.tell("demo", world.stored["demo"], halted, world.now) == 2.0
+    assert world.took == []
+    world.now += 2.0
+    assert teller.tell("demo", world.stored["demo"], halted, world.now) is None
+    assert (len(world.took), len(world.owed)) == (1, 1)
