@@ -45,7 +45,7 @@ def owing(
 
 
 def too_old(one: Owed, now: float) -> bool:
-    """Whether it is to be given up at `now` (Unix seconds); so is one that does not say since when it is owed."""
+    """Whether it is to be given up at `now` (Unix seconds), as is one without a date."""
     try:
         return now - datetime.fromisoformat(one.since).timestamp() > OWED_FOR_S
     except ValueError:  # whatever another version wrote, no turn fails by it
