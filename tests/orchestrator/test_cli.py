@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import hashlib
 import json
 import os
 import re
@@ -25,8 +26,8 @@ from orchestrator.sweep.expand import Run, expand
 from orchestrator.sweep.load import load
 from orchestrator.sweep.naming import job_name
 from tests.orchestrator.fakes import FakeCluster, record_message
-from trainer.layout import ADAPTER_WEIGHTS, RunFolder
-from trainer.results import Protocol, Record, TaskScore, TrainSummary, VariantResult
+from trainer.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RunFolder
+from trainer.results import Protocol, Record, TaskScore, TrainSummary, VariantResult, dump_record
 
 SWEEP = """\
 apiVersion: orch.dev/v1alpha1
@@ -155,9 +156,12 @@ def _folder(dump: Path, run: Run, *, done: bool) -> Path:
     for path in (folder.checkpoint(10) / "optimizer.safetensors", folder.adapter / ADAPTER_WEIGHTS):
         path.parent.mkdir(parents=True)
         path.write_text("x" * 10)
+    (folder.adapter / ADAPTER_CONFIG).write_text(json.dumps({"r": 1}))
     folder.run.write_text(json.dumps({"digest": run.digest, "finished": 1.0}))
     if done:
-        folder.done.write_text(json.dumps({"status": "done", "config_digest": run.digest}))
+        summary = TrainSummary(step=10, max_steps=10, adapter_sha256=hashlib.sha256(b"x" * 10).hexdigest())
+        record = Record(stage="train", status="done", exit_code=0, config_digest=run.digest, train=summary)
+        folder.done.write_bytes(dump_record(record))
     for path in (*folder.root.rglob("*"), folder.root):
         os.utime(path, (1.0, 1.0))
     return folder.root
