@@ -1,7 +1,8 @@
 """The controller of a namespace: reflectors feed a queue of sweeps, one worker takes turns for them.
 
-Any number of replicas may run: one leads, the others hold the same world and wait. Two that lead for a moment
-do no harm, for every write is idempotent.
+Any number of replicas may run: one leads, the others hold the same world and wait. Who leads no more writes
+no more: `leader.WhileLeading` says what may still be under way, which does no harm, for every write is
+idempotent.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 
 from orchestrator.cluster.kube.client import Api
-from orchestrator.cluster.kube.leader import Leader
+from orchestrator.cluster.kube.leader import Leader, WhileLeading
 from orchestrator.cluster.kube.limiter import Limiter
 from orchestrator.cluster.kube.watched import WatchedCluster
 from orchestrator.cluster.kube.workqueue import Retries, WorkQueue
@@ -76,7 +77,6 @@ class Service:
 
     def __init__(self, api: Api, profile: ProfileFile, metrics: Metrics) -> None:
         self.stop = threading.Event()
-        self.leading = threading.Event()
         self.queue: WorkQueue[str] = WorkQueue(Retries(most_s=FAILED_AGAIN_S))
         self.cluster = WatchedCluster(api, self._changed)
         self.controller = Controller(
@@ -111,7 +111,6 @@ class Service:
         """Make `run` return after the turn it is in, or never begin."""
         self.stop.set()
         self.queue.shutdown()
-        self.leading.set()
 
     def _turn(self, name: str) -> None:
         began, thought_s = time.monotonic(), time.thread_time()
@@ -166,23 +165,26 @@ def serve(namespace: str | None, profile_path: Path | None, port: int) -> int:
     """Control a namespace until SIGTERM, then 0; a lost leadership ends the process with 1."""
     logs.setup()
     metrics = Metrics()
-    api = Api.connect(namespace=namespace, limiter=Limiter(), on_warning=metrics.warned)
-    service = Service(api, ProfileFile(profile_path), metrics)
-    metrics.watch(api, service.cluster, service.queue)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: service.end())
+    begin = threading.Event()
+    api = Api.connect(namespace=namespace, on_warning=metrics.warned)
     elector = Leader(
-        api,
-        CONTROLLER_LEASE,
-        identity=os.environ.get("POD_NAME"),
-        on_started=service.leading.set,
-        on_lost=_die,
+        api, CONTROLLER_LEASE, identity=os.environ.get("POD_NAME"), on_started=begin.set, on_lost=_die
     )
+    writes = api.paced(WhileLeading(Limiter(), elector))
+    service = Service(writes, ProfileFile(profile_path), metrics)
+    metrics.watch(api, service.cluster, service.queue)
+
+    def end(*_: object) -> None:
+        service.end()
+        begin.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
     with Probes(port, service.healthy, service.ready, metrics) as probes:
         LOG.info("controller: namespace %s, port %d", api.namespace, probes.port)
         service.cluster.start()
         elector.start()
-        service.leading.wait()
+        begin.wait()
         while not service.stop.is_set() and not service.cluster.wait_synced(1.0):
             LOG.info("controller: %s", service.ready())
         if not service.stop.is_set():

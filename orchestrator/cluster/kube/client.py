@@ -27,7 +27,7 @@ class Pace(Protocol):
     """What slows writes down: `limiter.Limiter`."""
 
     def acquire(self) -> bool:
-        """Wait for one's turn; False when there will be none."""
+        """Wait for one's turn; False when there will be none: orch is stopping, or leads no more."""
 
     def throttled(self, retry_after_s: float | None) -> None:
         """The server sheds load."""
@@ -58,13 +58,12 @@ class Api:
         credentials: Credentials,
         *,
         namespace: str | None = None,
-        limiter: Pace | None = None,
         on_warning: Callable[[str], None] | None = None,
         timeouts: Timeouts | None = None,
     ) -> None:
         self.namespace = namespace or credentials.source.namespace
         self.context = credentials.source.context
-        self._limiter = limiter
+        self._limiter: Pace | None = None
         self._transport = Transport(credentials, timeouts)
         self._transport.on_warning = on_warning
 
@@ -75,7 +74,6 @@ class Api:
         context: str | None = None,
         namespace: str | None = None,
         kubeconfig: Path | None = None,
-        limiter: Pace | None = None,
         on_warning: Callable[[str], None] | None = None,
         timeouts: Timeouts | None = None,
     ) -> Api:
@@ -87,7 +85,6 @@ class Api:
         return cls(
             Credentials(find(context, kubeconfig)),
             namespace=namespace,
-            limiter=limiter,
             on_warning=on_warning,
             timeouts=timeouts,
         )
@@ -105,10 +102,10 @@ class Api:
         """
         return Counter(self._transport.requests)
 
-    def unlimited(self) -> Api:
-        """The same door without the write limiter: a Lease must not wait behind a thousand Jobs."""
+    def paced(self, limiter: Pace) -> Api:
+        """The same door for writes that ask `limiter` for their turn."""
         other = copy.copy(self)
-        other._limiter = None
+        other._limiter = limiter
         return other
 
     def get(self, path: str, *, timeout_s: float | None = None, **query: str) -> bytes:
@@ -213,7 +210,7 @@ class Api:
         if self._limiter is None:
             return self._answer(request, query, sent, timeout_s)
         if not self._limiter.acquire():
-            raise unreachable(request, "not asked, for orch is stopping")
+            raise unreachable(request, "not asked, for orch is stopping or leads no more")
         try:
             answer = self._answer(request, query, sent, timeout_s)
         except TooMany as error:

@@ -154,7 +154,10 @@ class Credentials:
         source.load(self.configuration)
 
     def authorization(self) -> str | None:
-        """The Authorization header now, refreshed when its source says it has expired; None: certificates."""
+        """The Authorization header now, refreshed when its source says it has expired; None: certificates.
+
+        UserError when what it is read from is gone.
+        """
         # One thread at a time: a refresh may run a credential plugin, which must not run sixteen times.
         with self._lock:
             return self._header()
@@ -169,7 +172,10 @@ class Credentials:
             return self._identity() != before
 
     def _header(self) -> str | None:
-        token = self.configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        try:
+            token = self.configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        except (ConfigException, OSError) as error:
+            raise UserError(f"credentials: cannot read them anew: {error}") from error
         # A line end in it would be refused by http.client with a message that quotes the token.
         return token.strip() if token else None
 

@@ -72,11 +72,11 @@ class Transport:
         self, request: Request, query: Mapping[str, str], sent: Sent | None = None, *, read_s: float | None
     ) -> urllib3.BaseHTTPResponse:
         """A 2xx answer whose body is still to be read. A 401 is asked again once with fresh credentials."""
-        identity = self._credentials.authorization()
+        identity = self._authorization(request)
         response = self._exchange(request, query, sent, identity, read_s)
         if response.status == 401 and self._renewed(request, identity):
             response.close()
-            response = self._exchange(request, query, sent, self._credentials.authorization(), read_s)
+            response = self._exchange(request, query, sent, self._authorization(request), read_s)
         if not 200 <= response.status < 300:
             body = read(request, response, LONGEST_REFUSAL)
             raise refused(request, response.status, response.headers, body)
@@ -128,6 +128,13 @@ class Transport:
             with self._counting:
                 self.requests[request.method, address(request.path).resource, status] += 1
         return response
+
+    def _authorization(self, request: Request) -> str | None:
+        try:
+            return self._credentials.authorization()
+        except UserError as error:
+            line = f"{request.failed}, not asked: {error}"
+            raise Unauthorized(line, status=0, reason="NoCredentials") from error
 
     def _renewed(self, request: Request, identity: str | None) -> bool:
         try:

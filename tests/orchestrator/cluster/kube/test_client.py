@@ -464,10 +464,11 @@ class RecordingPace:
 
 def test_writes_are_paced_and_reads_and_leases_are_not(server: FakeApiServer, tmp_path: Path) -> None:
     pace = RecordingPace()
-    api = Api.connect(kubeconfig=server.kubeconfig(tmp_path), limiter=pace)
+    door = Api.connect(kubeconfig=server.kubeconfig(tmp_path))
+    api = door.paced(pace)
     server.put(PATH, "x")
     api.get(f"{PATH}/x")
-    api.unlimited().post(LEASES.path("ml"), {"metadata": {"name": "orch"}})
+    door.post(LEASES.path("ml"), {"metadata": {"name": "orch"}})
     assert pace.told == []
     server.next("POST", refuse(429, "TooManyRequests", Retry_After="2"))
     with pytest.raises(TooMany):
