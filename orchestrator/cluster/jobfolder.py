@@ -6,6 +6,7 @@ pid.json      supervisor and devices: the Job has started
 log           stdout and stderr
 termination   the termination message
 ready         made by the trainer
+reserve       room for exit.json on a full volume, while it runs
 exit.json     how it ended; last
 deleting      asked to go
 """

@@ -25,6 +25,9 @@ from orchestrator.cluster.container import Container, container_of
 from trainer.durable import remove_asides, write_json
 
 _PR_SET_PDEATHSIG = 1
+_RESERVE_BYTES = 64 * 1024
+"""Kept on the volume while the Job runs, so that a full one still takes the word of how it ended."""
+_RECORD_BYTES = 4096
 
 
 def main(argv: list[str]) -> int:
@@ -83,13 +86,34 @@ def _supervise(container: Container, folder: Path, wakes: int) -> dict[str, Any]
             said = f"exec: {container.argv[0]!r}: {getattr(error, 'strerror', None) or error}"
             log.write(f"{said}\n".encode())
             return _ended(128, "StartError", started, message=said)
+    _reserve(folder)
     expired = _wait(process, container, wakes)
     # What the main process leaves behind ends with it, as in a container.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     code = process.returncode if process.returncode >= 0 else 128 - process.returncode
     reason = "Completed" if code == 0 else "Error"
-    return _ended(code, reason, started, pod_reason="DeadlineExceeded" if expired else None)
+    silent = code != 0 and not (folder / "termination").stat().st_size
+    said = _no_room(folder) if silent else ""
+    (folder / "reserve").unlink(missing_ok=True)
+    return _ended(code, reason, started, pod_reason="DeadlineExceeded" if expired else None, message=said)
+
+
+def _reserve(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # full already: the trainer will say so, if it can
+        (folder / "reserve").write_bytes(os.urandom(_RESERVE_BYTES))
+
+
+def _no_room(folder: Path) -> str:
+    """Why no record can be written here; empty when one could: then it is missing for another reason."""
+    probe = folder / "probe"
+    try:
+        probe.write_bytes(os.urandom(_RECORD_BYTES))
+    except OSError as error:
+        return f"the volume of {folder} takes no record: {error.strerror}"
+    finally:
+        probe.unlink(missing_ok=True)
+    return ""
 
 
 def _start(container: Container, log: int) -> subprocess.Popen[bytes]:

@@ -194,18 +194,17 @@ def _trainer_record(seen: Seen) -> Verdict | None:
     if record.stage == "fetch" and record.exit_code == ExitCode.AGAIN:
         means = "not all is here yet, to be run again"  # a fetch has no checkpoint: the hub may be at fault
     said = f"record: exit {record.exit_code}, {means}"
-    return _by_text(record) or _EXIT_CLASS.get(record.exit_code, FailureClass.UNKNOWN), sentence(
-        said, record.error or ""
-    )
+    return _of_failure(record.exit_code, record.error or ""), sentence(said, record.error or "")
 
 
-def _by_text(record: Record) -> FailureClass | None:
+def _of_failure(code: int, said: str) -> FailureClass:
     """An internal error may be the machine's fault: its text says so. Other codes are verdicts already."""
-    if record.exit_code not in (ExitCode.INTERNAL, 1) or not record.error:
-        return None
-    if _VOLUME.search(record.error):
-        return FailureClass.STORAGE
-    return FailureClass.GPU_FAULT if _GPU_FAULT.search(record.error) else None
+    if code in (ExitCode.INTERNAL, 1):
+        if _VOLUME.search(said):
+            return FailureClass.STORAGE
+        if _GPU_FAULT.search(said):
+            return FailureClass.GPU_FAULT
+    return _EXIT_CLASS.get(code, FailureClass.UNKNOWN)
 
 
 def _exit_code(seen: Seen) -> Verdict | None:
@@ -223,7 +222,7 @@ def _exit_code(seen: Seen) -> Verdict | None:
 
 def _of_code(code: int, said: str, tail: str = "") -> Verdict:
     means = _EXIT_MEANS.get(code) or (f"killed by signal {code - 128}" if 128 < code < 160 else "")
-    return _EXIT_CLASS.get(code, FailureClass.UNKNOWN), sentence(f"{said} ({means})" if means else said, tail)
+    return _of_failure(code, tail), sentence(f"{said} ({means})" if means else said, tail)
 
 
 def _job_condition(seen: Seen) -> Verdict | None:

@@ -19,7 +19,7 @@ from orchestrator.cluster.base import Change, Cluster, Created, Event, ObservedJ
 from orchestrator.cluster.kube import decode, errors
 from orchestrator.cluster.kube.client import Api
 from orchestrator.cluster.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound
-from orchestrator.cluster.kube.ownership import joined
+from orchestrator.cluster.kube.ownership import joined, whose
 from orchestrator.cluster.kube.paths import CONFIG_MAPS, CORE_EVENTS, EVENTS, JOBS, PODS, SWEEPS, Resource
 from orchestrator.cluster.objects import canonical
 from orchestrator.errors import ClusterError, JobRefusedError, NotFoundError, StatusRefusedError
@@ -131,7 +131,7 @@ class KubeCluster(Cluster):
                 return Created.GOING
             if there is None:
                 raise JobRefusedError(str(error), errors.why_refused(error)) from error
-            return _whose(there, manifest)
+            return whose(there, manifest)
 
     def taken(self, name: str) -> bool:
         return self._job(name) is not None
@@ -201,16 +201,19 @@ class KubeCluster(Cluster):
         try:
             self._now(CONFIG_MAPS, self.api.post(self._path(CONFIG_MAPS), body))
             return True
-        except AlreadyExists:
-            there = decode.record(self.api.get(self._path(CONFIG_MAPS, job)))
+        except (AlreadyExists, Forbidden, Invalid) as error:
+            # A full quota answers 403 for a record that exists, too.
+            there = None if isinstance(error, Invalid) else self._record(job)
+            if there is None:
+                if isinstance(error, AlreadyExists):
+                    raise  # it went in between
+                raise JobRefusedError(str(error), errors.why_refused(error)) from error
             if there.owner not in (uid, ORPHANED):
                 raise ClusterError(
                     f"{self.namespace}/configmaps/{job}: is a record of a deleted sweep {sweep}, "
                     "got another owner; it goes by itself, then this is tried again"
                 ) from None
             return False
-        except (Forbidden, Invalid) as error:
-            raise JobRefusedError(str(error), errors.why_refused(error)) from error
 
     def put_event(self, sweep: str, event: Event) -> None:
         uid = str(self._stored(sweep)["metadata"]["uid"])
@@ -260,6 +263,12 @@ class KubeCluster(Cluster):
         except NotFound:
             return None
 
+    def _record(self, name: str) -> decode.KeptRecord | None:
+        try:
+            return decode.record(self.api.get(self._path(CONFIG_MAPS, name)))
+        except NotFound:
+            return None
+
     def _path(self, resource: Resource, name: str | None = None, subresource: str | None = None) -> str:
         return resource.path(self.namespace, name, subresource)
 
@@ -283,13 +292,6 @@ def _wanted(sweep: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in sweep["spec"].items() if key != "control"}
 
 
-def _whose(there: decode.KeptJob, manifest: Mapping[str, Any]) -> Created:
-    """Whether a Job that has our name is ours, goes with a former Sweep of this name, or is another's."""
-    ours = next((one["uid"] for one in manifest["metadata"].get("ownerReferences", [])), "")
-    if there.owner == ours and not there.job.deleting:
-        return Created.EXISTS
-    former = there.sweep == manifest["metadata"]["labels"][LABEL_SWEEP] and there.owner
-    return Created.GOING if former or there.job.deleting else Created.CONFLICT
 
 
 def _cut(text: str, limit: int) -> str:

@@ -5,12 +5,13 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from orchestrator.cluster.base import ObservedJob
+from orchestrator.cluster.base import Created, ObservedJob
 from orchestrator.cluster.kube.decode import KeptJob, KeptPod
-from orchestrator.sweep.naming import ANNOTATION_RUN, LABEL_RUN
+from orchestrator.sweep.naming import ANNOTATION_RUN, LABEL_RUN, LABEL_SWEEP
 
 
 def joined(jobs: Iterable[KeptJob], pods: Iterable[KeptPod], uid: str | None) -> list[ObservedJob]:
@@ -45,3 +46,12 @@ def _ghost(pods: Sequence[KeptPod]) -> ObservedJob:
         deleting=True,
         pods=tuple(one.pod for one in pods),
     )
+
+
+def whose(there: KeptJob, manifest: Mapping[str, Any]) -> Created:
+    """Whether a Job that has our name is ours, goes with a former Sweep of this name, or is another's."""
+    ours = next((one["uid"] for one in manifest["metadata"].get("ownerReferences", [])), "")
+    if there.owner == ours and not there.job.deleting:
+        return Created.EXISTS
+    former = there.sweep == manifest["metadata"]["labels"][LABEL_SWEEP] and there.owner
+    return Created.GOING if former or there.job.deleting else Created.CONFLICT

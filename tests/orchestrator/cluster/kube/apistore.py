@@ -49,6 +49,7 @@ class ApiStore:
     `collects`: somebody plays the garbage collector, so a Foreground deletion only marks the object.
     `unknown` are fields of a status that the definition lacks: an apply of them is refused, or they are
     dropped where it `prunes`. A change of more than `most_bytes` is refused.
+    `full` are the kinds of which a quota allows no more objects.
     """
 
     objects: dict[str, dict[str, Json]] = field(default_factory=lambda: defaultdict(dict))
@@ -60,6 +61,7 @@ class ApiStore:
     unknown: frozenset[str] = frozenset()
     prunes: bool = False
     most_bytes: int = 1_572_864
+    full: set[str] = field(default_factory=set)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
 
@@ -143,7 +145,9 @@ def _as_of(world: ApiStore, collection: str, version: int) -> dict[str, Json]:
 
 
 def _post(world: ApiStore, asked: Asked) -> Answer:
-    name = asked.body["metadata"]["name"]
+    name, kind = asked.body["metadata"]["name"], asked.path.rsplit("/", 1)[-1]
+    if kind in world.full:  # asked before the storage: the object may well exist
+        return Answer(403, status(403, "Forbidden", f'{kind} "{name}" is forbidden: exceeded quota: q'))
     if name in world.objects[asked.path]:
         return Answer(409, status(409, "AlreadyExists", f'"{name}" already exists'))
     return Answer(201, json.dumps(store(world, asked.path, name, asked.body)).encode())
