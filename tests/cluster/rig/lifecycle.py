@@ -26,6 +26,7 @@ from tests.cluster.rig.settings import (
     Options,
     Rig,
     RigError,
+    beside,
 )
 
 HIDDEN = ("/run", "/var/run", "/var/lib", "/var/log", "/proc", "/sys", "/dev")
@@ -97,10 +98,13 @@ def make_ready(rig: Rig, one: Node) -> None:
 
 
 def down(rig: Rig) -> None:
-    """End and remove all that `up` started, however far it came; without a cluster, do nothing."""
-    if not (rig.home / "options.json").exists():
-        if rig.home.exists():
-            raise RigError(f"{rig.home}: not a cluster's folder (no options.json); left as it is")
+    """End and remove all that `up` started, however far it came; without a cluster, do nothing.
+
+    One that was interrupted, or failed, is gone on with by the next: each step finds done what was done, and
+    the mark that makes the folder ours goes last.
+    """
+    if not rig.mark.exists():
+        remove_unmarked(rig)
         return
     for one in rig.nodes:  # so that nothing starts the containers anew
         processes.stop(rig, node.program(one, "kubelet"))
@@ -116,7 +120,31 @@ def down(rig: Rig) -> None:
     for process in processes.recorded(rig):
         processes.stop(rig, process.name, signal.SIGKILL)
     cgroups.remove(rig.name)
-    shutil.rmtree(rig.home)
+    remove_folder(rig)
+
+
+def remove_folder(rig: Rig) -> None:
+    """Remove the folder of a cluster of which nothing runs: what is in it, then the mark, then itself."""
+    for path in rig.home.iterdir():
+        if path == rig.mark:
+            continue
+        if not path.is_symlink() and path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    rig.mark.unlink()
+    rig.home.rmdir()
+
+
+def remove_unmarked(rig: Rig) -> None:
+    """Remove a folder in which `up` made nothing yet, or `down` left nothing; RigError for another."""
+    if not rig.home.exists():
+        return
+    unborn = beside(rig.mark)
+    if any(path != unborn for path in rig.home.iterdir()):
+        raise RigError(f"{rig.home}: not a cluster's folder (no {rig.mark.name}); left as it is")
+    unborn.unlink(missing_ok=True)
+    rig.home.rmdir()
 
 
 def start(rig: Rig, name: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.cluster.rig import cgroups
-from tests.cluster.rig.settings import Rig, RigError
+from tests.cluster.rig.settings import Rig, RigError, write_whole
 
 JOIN = 'for door in $DOORS; do echo $$ > "$door"; done; exec "$@"'
 
@@ -66,7 +66,7 @@ def start(rig: Rig, name: str, argv: Sequence[str]) -> Process:
     )
     stat = _stat(pid)
     process = Process(name, pid, stat[1] if stat else 0, list(argv))
-    _record(rig, name).write_text(json.dumps(asdict(process)))
+    write_whole(_record(rig, name), json.dumps(asdict(process)))
     return process
 
 

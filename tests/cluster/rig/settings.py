@@ -63,6 +63,18 @@ class Node:
         return self.home / self.name
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all, whenever we are interrupted."""
+    aside = beside(path)
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
+def beside(path: Path) -> Path:
+    """Where `path` is written before it has its name."""
+    return path.with_name(f"{path.name}.new")
+
+
 @dataclass(frozen=True)
 class Rig:
     """A cluster by name and folder; two of them share nothing but the cached binaries."""
@@ -87,7 +99,7 @@ class Rig:
 
     @property
     def options(self) -> Options:
-        return Options(**json.loads((self.home / "options.json").read_text()))
+        return Options(**json.loads(self.mark.read_text()))
 
     @property
     def nodes(self) -> list[Node]:
@@ -101,7 +113,13 @@ class Rig:
         raise RigError(f"node: no such node, got {name!r}; there are {[node.name for node in self.nodes]}")
 
     def create(self, options: Options) -> None:
-        """Make the folder, with the mark without which `down` removes nothing."""
+        """Make the folder: first the mark without which `down` removes nothing, whole or not at all."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        write_whole(self.mark, json.dumps(asdict(options)))
         for folder in ("logs", "processes", "pki", "volumes"):
-            (self.home / folder).mkdir(parents=True, exist_ok=True)
-        (self.home / "options.json").write_text(json.dumps(asdict(options)))
+            (self.home / folder).mkdir(exist_ok=True)
+
+    @property
+    def mark(self) -> Path:
+        """The file that makes a folder a cluster's: made first, removed last."""
+        return self.home / "options.json"
