@@ -143,6 +143,18 @@ CASES = {
         a_job(a_pod(64, message=said("failed", 64, error="no dataset ECC")), failed=BACKOFF),
         "userError",
     ),
+    "no record, for its disk is full": (
+        a_job(a_pod(70, message="the volume of x takes no record: No space left on device"), failed=BACKOFF),
+        "storage",
+    ),
+    "no record, and the log's end speaks of a full disk": (
+        a_job(a_pod(1, message="OSError: [Errno 28] No space left on device"), failed=BACKOFF),
+        "storage",
+    ),
+    "no record and a full disk, but it asks to be run again": (
+        a_job(a_pod(75, message="No space left on device"), failed=BACKOFF),
+        "preempted",
+    ),
     "exit 64": (a_job(a_pod(64), failed=BACKOFF), "userError"),
     "exit 65": (a_job(a_pod(65), failed=BACKOFF), "userError"),
     "exit 70": (a_job(a_pod(70), failed=BACKOFF), "internal"),
