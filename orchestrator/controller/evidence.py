@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from orchestrator.cluster.base import ObservedJob, ObservedPod
+from orchestrator.cluster.base import Condition, ObservedJob, ObservedPod
 from orchestrator.sweep.naming import ANNOTATION_DIGEST, ANNOTATION_RUN, LABEL_STAGE
 from trainer.results import ExitCode, Record, load_record
 
 EVIDENCE_LIMIT = 600
 """Characters of an evidence sentence."""
+OUTLIVED_S = 60.0
+"""A pod that runs so long after its trainer ended runs for another container's sake."""
+TRAINER_ENDED = "TrainerEnded"
+"""Reason of a condition that no Job controller sets."""
 
 
 class FailureClass(StrEnum):
@@ -79,6 +83,29 @@ def decisive(job: ObservedJob) -> ObservedPod | None:
     return max(job.pods, key=lambda pod: (pod.finished_at or 0.0, pod.started_at or 0.0), default=None)
 
 
+def outlived(job: ObservedJob, now: float) -> ObservedJob:
+    """A Job whose trainer has ended for good, though another container keeps its pod running (a sidecar that
+    is no restartable init container), as it would be had the pod ended with its trainer; else `job` itself.
+
+    The trainer is the last pod's, and no pod restarts it. `now` is in Unix seconds.
+    """
+    pod = decisive(job)
+    if job.finished or job.deleting or pod is None or pod.phase != "Running":
+        return job
+    if pod.exit_code is None or pod.finished_at is None or now < pod.finished_at + OUTLIVED_S:
+        return job
+    if any(one.living for one in job.pods if one is not pod):
+        return job
+    good = pod.exit_code == 0
+    said = Condition(TRAINER_ENDED, "the trainer ended, another container of its pod goes on")
+    ended = replace(pod, phase="Succeeded" if good else "Failed", ready=False)
+    return replace(
+        job,
+        conditions={**job.conditions, "Complete" if good else "Failed": said},
+        pods=tuple(ended if one is pod else one for one in job.pods),
+    )
+
+
 def _ours(record: Record, job: ObservedJob) -> bool:
     stage = job.labels.get(LABEL_STAGE)
     if record.status == "failed" and record.run_id is None:
@@ -138,9 +165,12 @@ _RULE_EXIT = re.compile(r"failed with exit code (\d+)")
 
 
 def _success(seen: Seen) -> Verdict | None:
-    if seen.complete and seen.record and seen.record.status == "done":
-        return None, "the Job is Complete and its done record is there"
-    return None
+    if not (seen.complete and seen.record and seen.record.status == "done"):
+        return None
+    ended = seen.job.conditions["Complete"]
+    if ended.reason == TRAINER_ENDED:
+        return None, f"its done record is there; {ended.message}, which the Job's deletion ends"
+    return None, "the Job is Complete and its done record is there"
 
 
 def _done_but_not_complete(seen: Seen) -> Verdict | None:

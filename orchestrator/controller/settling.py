@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from orchestrator.cluster.base import ObservedJob
+from orchestrator.controller.evidence import outlived
 from orchestrator.controller.observed import ALL_RUNS, attempt_of, histories, runs_of, unit_of
 from orchestrator.controller.outcome import (
     AttemptRecord,
@@ -36,8 +37,9 @@ def settled(world: World) -> tuple[World, tuple[AttemptRecord, ...]]:
 
 
 def record_of(world: World, job: ObservedJob) -> AttemptRecord | None:
-    """The record of a finished Job, with what it ran with and what follows from it; None before it is."""
-    result = classify(job)
+    """The record of a Job that is finished, or whose trainer is; None before. It says what it ran with, and
+    what follows from it."""
+    result = classify(outlived(job, world.now))
     return _record(world, job, result) if result else None
 
 

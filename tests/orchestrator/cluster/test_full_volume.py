@@ -1,4 +1,4 @@
-"""A volume that is full takes no record: the attempt is told as a fault of the storage, not of the trainer."""
+"""A full volume takes no record: the attempt is told as a fault of the storage, not of the trainer."""
 
 from __future__ import annotations
 

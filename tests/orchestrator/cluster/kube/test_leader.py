@@ -5,15 +5,19 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.cluster.kube.client import Api
 from orchestrator.cluster.kube.election import Terms
-from orchestrator.cluster.kube.leader import Leader
-from orchestrator.cluster.kube.paths import LEASES
+from orchestrator.cluster.kube.errors import Unavailable
+from orchestrator.cluster.kube.leader import Leader, WhileLeading
+from orchestrator.cluster.kube.limiter import Limiter
+from orchestrator.cluster.kube.paths import JOBS, LEASES
 from tests.orchestrator.cluster.kube.apiserver import FakeApiServer, cut, hang, refuse
+from tests.orchestrator.cluster.kube.apistore import respond
 from tests.orchestrator.cluster.kube.clock import Clock
 
 PATH = LEASES.path("ml")
@@ -203,6 +207,114 @@ def test_a_server_that_is_gone_ends_leadership_and_another_takes_over(
     two = replica("two")
     assert two.started.wait(LIMIT_S)
     assert spec(server)["holderIdentity"] == "two"
+
+
+def to(identity: str, fault: Any) -> Any:
+    """A fault for what this replica writes; the writes of others are answered truly."""
+
+    def answered(handler: Any, asked: Any) -> None:
+        if asked.body["spec"]["holderIdentity"] == identity:
+            fault(handler, asked)
+        else:
+            handler.respond(asked)
+
+    return answered
+
+
+def lost(handler: Any, asked: Any) -> None:
+    """Done, and the connection reset in the midst of the answer."""
+    said = respond(handler.world, asked).body
+    cut(said[: len(said) // 2], len(said))(handler, asked)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [refuse(403, "Forbidden"), refuse(401, "Unauthorized"), refuse(409, "Conflict"), refuse(500, "E"), hang]
+    + [cut(b"{", 99)],
+    ids=["403", "401", "409", "500", "timeout", "reset"],
+)
+def test_a_holder_whose_writes_fail_for_good_leads_no_more_once_another_does(
+    server: FakeApiServer, api: Api, replica: Start, fault: Any
+) -> None:
+    """Its reads go on, and the other's writes: no more is wrong than with one's right to patch."""
+    one = replica("one")
+    assert one.started.wait(LIMIT_S)
+    server.next("PATCH", *[to("one", fault)] * 10_000)
+    both: list[bool] = []
+    taken = threading.Event()
+
+    def on_started() -> None:
+        both.append(one.leader.is_leader)
+        taken.set()
+
+    two = Leader(api, "orch", identity="two", on_started=on_started, on_lost=lambda: None, terms=SHORT)
+    two.start()
+    try:
+        assert taken.wait(LIMIT_S)
+        assert both == [False]
+        assert one.lost.wait(LIMIT_S)
+    finally:
+        two.stop()
+        assert two.join(LIMIT_S)
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+def test_an_answer_that_is_lost_costs_no_leadership(
+    server: FakeApiServer, replica: Start, method: str
+) -> None:
+    server.next(method, lost)
+    one = replica("one", FROZEN, Clock())
+    assert one.started.wait(LIMIT_S)
+    server.wait_asked("PATCH", 3)
+    assert one.leader.is_leader
+    assert not one.lost.is_set()
+    assert spec(server)["leaseTransitions"] == 0
+
+
+def test_of_two_that_create_at_once_one_leads(server: FakeApiServer, replica: Start) -> None:
+    both = threading.Barrier(2)
+
+    def together(handler: Any, asked: Any) -> None:
+        both.wait(LIMIT_S)
+        handler.respond(asked)
+
+    server.next("POST", together, together)
+    clock = Clock()
+    replicas = [replica(name, FROZEN, clock) for name in ("one", "two")]
+    first = spec_when_held(server)
+    server.wait_asked("PATCH", 2)
+    assert [one.leader.identity for one in replicas if one.started.is_set()] == [first]
+
+
+def test_a_token_that_was_rotated_is_read_anew_and_costs_no_leadership(
+    server: FakeApiServer, replica: Start, tmp_path: Path
+) -> None:
+    one = replica("one", FROZEN, Clock())
+    assert one.started.wait(LIMIT_S)
+    server.kubeconfig(tmp_path, {"token": "the-next"})
+    with server.world.changed:
+        server.world.token = "the-next"
+    asked = len(server.wait_asked("PATCH", 1))
+    server.wait_asked("PATCH", asked + 4)
+    assert one.leader.is_leader
+    assert not one.lost.is_set()
+    assert len([one for one in server.asked if one.method == "GET"]) == 1  # no renewal failed
+
+
+def test_no_write_begins_once_one_leads_no_more(server: FakeApiServer, api: Api, replica: Start) -> None:
+    """The worker's thread may live on for a moment: the clock alone decides."""
+    clock = Clock()
+    one = replica("one", FROZEN, clock)
+    writes = api.paced(WhileLeading(Limiter(), one.leader))
+    assert one.started.wait(LIMIT_S)
+    writes.post(JOBS.path("ml"), {"metadata": {"name": "a"}})
+    server.next("PATCH", *[to("one", hang)] * 1000)
+    server.wait_asked("PATCH", len([asked for asked in server.asked if asked.method == "PATCH"]) + 1)
+    clock.now += 10.1
+    assert not one.lost.is_set()  # nobody was told yet
+    with pytest.raises(Unavailable, match="leads no more"):
+        writes.post(JOBS.path("ml"), {"metadata": {"name": "b"}})
+    assert list(server.world.objects[JOBS.path("ml")]) == ["a"]
 
 
 def test_a_slow_answer_does_not_outlive_the_deadline(server: FakeApiServer, replica: Start) -> None:
