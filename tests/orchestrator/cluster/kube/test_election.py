@@ -292,6 +292,17 @@ def test_one_that_gives_up_without_knowing_the_version_reads_it_first() -> None:
     assert election.read(None, 0.4) is None
 
 
+def test_a_first_answer_past_its_own_deadline_makes_no_leader_and_the_next_one_does() -> None:
+    election = Election("one", TERMS)
+    election.begin(0.0)
+    election.wrote(lease("one"), 10.0)
+    assert not election.leads(10.0)
+    assert election.begin(12.0) == Read()
+    assert isinstance(election.read(lease("one"), 12.1), Write)
+    election.wrote(lease("one", "8"), 12.2)
+    assert election.leads(12.2)
+
+
 @pytest.mark.parametrize(
     "terms",
     [{"renew_s": 15.0}, {"lease_s": 10.9}, {"retry_s": 10.0}, {"retry_s": 0.0}],
