@@ -14,6 +14,7 @@ import pytest
 from orchestrator.cluster.kube import credentials
 from orchestrator.cluster.kube.client import Api
 from orchestrator.cluster.kube.credentials import Credentials, InCluster, find
+from orchestrator.cluster.kube.errors import Unauthorized
 from orchestrator.errors import UserError
 from tests.orchestrator.cluster.kube.apiserver import FakeApiServer
 
@@ -133,6 +134,18 @@ def test_a_pod_is_its_service_account(pod: Path, monkeypatch: pytest.MonkeyPatch
     (pod / "token").write_text("two", encoding="utf-8")
     with pytest.raises(UserError, match="a pod has no kubeconfig"):
         find("a")
+
+
+def test_credentials_that_cannot_be_refreshed_are_a_refusal_in_words(pod: Path) -> None:
+    """The thread that holds a Lease would have died of what the client raises."""
+    ours = Credentials(InCluster(pod))
+
+    def refresh(configuration: Any) -> None:
+        (pod / "gone").read_text(encoding="utf-8")
+
+    ours.configuration.refresh_api_key_hook = refresh
+    with pytest.raises(Unauthorized, match=r"ml/pods: cannot read, not asked: credentials: .*gone"):
+        Api(ours).get("/api/v1/namespaces/ml/pods")
 
 
 def test_a_kubeconfig_comes_before_the_pod(
