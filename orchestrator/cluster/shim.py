@@ -93,7 +93,8 @@ def _supervise(container: Container, folder: Path, wakes: int) -> dict[str, Any]
         os.killpg(process.pid, signal.SIGKILL)
     code = process.returncode if process.returncode >= 0 else 128 - process.returncode
     reason = "Completed" if code == 0 else "Error"
-    silent = code != 0 and not (folder / "termination").stat().st_size
+    termination = folder / "termination"
+    silent = code != 0 and not (termination.exists() and termination.stat().st_size)
     said = _no_room(folder) if silent else ""
     (folder / "reserve").unlink(missing_ok=True)
     return _ended(code, reason, started, pod_reason="DeadlineExceeded" if expired else None, message=said)

@@ -90,8 +90,10 @@ def outlived(job: ObservedJob, now: float) -> ObservedJob:
     The trainer is the last pod's, and no pod restarts it. `now` is in Unix seconds.
     """
     pod = decisive(job)
-    if job.finished or job.deleting or pod is None or pod.phase != "Running":
+    if job.finished or job.deleting or job.suspended or pod is None or pod.phase != "Running":
         return job
+    if pod.gone_by is not None:
+        return job  # it was told to go, all of it
     if pod.exit_code is None or pod.finished_at is None or now < pod.finished_at + OUTLIVED_S:
         return job
     if any(one.living for one in job.pods if one is not pod):

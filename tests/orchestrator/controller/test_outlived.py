@@ -55,6 +55,8 @@ WAITS = {
         conditions={},
     ),
     "it is being deleted": replace(running(0, message=DONE), deleting=True),
+    "its queue took it back: it is resumed": replace(running(75), suspended=True),
+    "its pod is being deleted": running(75, gone_by=ENDED + 30),
     "no pod": a_job(conditions={}),
     "its pod ended: the Job controller will say so": a_job(a_pod(0, message=DONE), conditions={}),
     "the Job is finished": a_job(a_pod(0, message=DONE)),
