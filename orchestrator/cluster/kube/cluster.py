@@ -292,8 +292,6 @@ def _wanted(sweep: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in sweep["spec"].items() if key != "control"}
 
 
-
-
 def _cut(text: str, limit: int) -> str:
     """At most `limit` bytes: the server counts them, and refuses an event that has one more."""
     data = text.encode()
