@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.controller.evidence import FailureClass, _by_text
+from orchestrator.controller.evidence import FailureClass, _of_failure
 from tests.trainer.fakes import TOY, Volume, fails_at, result, toy_session
 from trainer import checkpoint, folder
 from trainer.__main__ import _guarded, main
@@ -89,7 +89,7 @@ def fail_and_heal(root: Path, log: Path, hook: Any, expected: Any) -> Record:
 
 def check_is_storage(record: Record, code: int) -> None:
     assert record.exit_code == ExitCode.INTERNAL
-    assert _by_text(record) is FailureClass.STORAGE
+    assert _of_failure(record.exit_code, record.error or "") is FailureClass.STORAGE
     assert os.strerror(code) in (record.error or "")
     assert ADVICE[code] in (record.error or "")
     assert "Traceback" not in (record.error or "")
@@ -132,7 +132,7 @@ def test_every_error_of_a_volume_is_storage_to_the_controller() -> None:
         text = explain(error)
         assert text == f"/dump/x: cannot be used, got {os.strerror(code)}; {advice}"
         record = Record(stage="train", status="failed", exit_code=ExitCode.INTERNAL, error=text)
-        assert _by_text(record) is FailureClass.STORAGE
+        assert _of_failure(record.exit_code, record.error or "") is FailureClass.STORAGE
     assert explain(OSError(errno.ENOENT, "No such file or directory")) is None
     assert explain(ValueError("(os error 28)")) is None, "only of libraries that write files"
 
