@@ -56,9 +56,15 @@ class Acts:
         retired = [one.name for one in todo if isinstance(one, RetireJob)]
         deleted = [one for one in todo if isinstance(one, DeleteJob)]
         created = [one for one in todo if isinstance(one, CreateJob)]
-        self._each(lambda record: self._record(sweep, record), records)
-        self._each(lambda job: self.cluster.retire_job(job, profile.keep_jobs_s), retired)
-        refusal = self._delete(deleted)
+        refused = self._records(sweep, records)
+        # What rests on a record that was not taken waits for it, and no other Job's end does.
+        self._each(
+            lambda job: self.cluster.retire_job(job, profile.keep_jobs_s),
+            [job for job in retired if job not in refused],
+        )
+        refusal = self._delete(one for one in deleted if one.name not in refused)
+        if refused:
+            raise next(iter(refused.values()))  # and nothing new begins beside an end that is not stored
         made: list[Created] = []
         for first in range(0, len(created), CREATES_AT_ONCE):
             some = created[first : first + CREATES_AT_ONCE]
@@ -76,10 +82,20 @@ class Acts:
             return [act(item) for item in items]
         return list(self._pool.map(act, items))
 
-    def _record(self, sweep: str, record: AttemptRecord) -> None:
+    def _records(self, sweep: str, records: list[AttemptRecord]) -> dict[str, JobRefusedError]:
+        """Store them; what the cluster says to those that it does not take, by Job."""
+        said = self._each(lambda record: self._record(sweep, record), records)
+        return {record.job: one for record, one in zip(records, said, strict=True) if one}
+
+    def _record(self, sweep: str, record: AttemptRecord) -> JobRefusedError | None:
         LOG.info("controller: %s %s: %s", record.job, record.failure or "done", record.evidence)
-        if self.cluster.put_record(sweep, record.job, record.to_json()) and self._on_record:
+        try:
+            new = self.cluster.put_record(sweep, record.job, record.to_json())
+        except JobRefusedError as error:
+            return error
+        if new and self._on_record:
             self._on_record(record)
+        return None
 
     def _delete(self, jobs: Iterable[DeleteJob]) -> JobRefusedError | None:
         """End them; what the cluster says to the last one that may not be deleted."""

@@ -16,8 +16,9 @@ from trainer.results import ExitCode, Record, load_record
 
 EVIDENCE_LIMIT = 600
 """Characters of an evidence sentence."""
-OUTLIVED_S = 60.0
-"""A pod that runs so long after its trainer ended runs for another container's sake."""
+OUTLIVED_S = 120.0
+"""A pod that runs so long after its trainer ended runs for another container's sake. More than its grace: a
+native sidecar that does not end when it is told to is killed after that."""
 TRAINER_ENDED = "TrainerEnded"
 """Reason of a condition that no Job controller sets."""
 

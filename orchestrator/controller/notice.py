@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.controller.status import Owed
+from orchestrator.controller.owed import Owed
 from orchestrator.sweep.naming import ANNOTATION_SUBMITTER
 
 TEXT_LIMIT = 3000
@@ -42,6 +42,6 @@ def notice(stored: Mapping[str, Any], owed: Owed) -> dict[str, Any]:
 def key(metadata: Mapping[str, Any], owed: Owed) -> str:
     """The same however often the notice is sent.
 
-    The object's uid (its name where it has none), the moment, its reason, and since when its condition holds.
+    The object's uid (its name where it has none), the moment, its reason, and since when it is owed.
     """
     return ":".join((metadata.get("uid") or metadata["name"], *owed.mark))

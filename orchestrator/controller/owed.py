@@ -6,11 +6,12 @@ So whoever dies between storing and posting loses none: the next controller post
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.cluster.base import Event
-from orchestrator.controller.news import MOMENTS
-from orchestrator.controller.status import Owed, SweepStatus
 from orchestrator.profile import Notify
 
 OWED_MOST = 8
@@ -21,20 +22,46 @@ OWED_FOR_S = 86400.0
 """A notice that has been tried, and that nobody has taken for so long, is given up."""
 
 
+class Owed(BaseModel):
+    """A notice that the webhook has not taken yet: that the sweep `ended` or `halted`; owed `since` then."""
+
+    moment: str
+    reason: str
+    message: str = ""
+    since: str = ""
+
+    model_config = ConfigDict(frozen=True)
+
+    @property
+    def mark(self) -> tuple[str, str, str]:
+        """What tells it from other notices of its sweep."""
+        return self.moment, self.reason, self.since
+
+    @classmethod
+    def of(cls, value: Any) -> Owed | None:
+        """As it is stored; None for what is none."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError:
+            return None
+
+
 def owing(
     before: Sequence[Owed],
     events: Iterable[Event],
-    status: SweepStatus,
     notify: Notify | None,
     gone: Collection[Owed],
+    now: float,
 ) -> list[Owed]:
-    """What is owed once `status` is stored: what was `before`, and what is new, but for what is `gone`.
+    """What is owed once its status is stored: what was `before`, and what is new, but for what is `gone`.
 
-    Nothing without a webhook, and no moment that it is not to be told of.
+    Nothing without a webhook, and no moment that it is not to be told of. `now` (Unix seconds) makes a halt
+    that comes back another notice than the first.
     """
     wanted = notify.on if notify else []
+    since = datetime.fromtimestamp(now, UTC).isoformat().replace("+00:00", "Z")
     fresh = (
-        Owed(moment=one.moment, reason=one.reason, message=one.message[:OWED_TEXT], since=_since(one, status))
+        Owed(moment=one.moment, reason=one.reason, message=one.message[:OWED_TEXT], since=since)
         for one in events
         if one.moment
     )
@@ -50,11 +77,3 @@ def too_old(one: Owed, now: float) -> bool:
         return now - datetime.fromisoformat(one.since).timestamp() > OWED_FOR_S
     except ValueError:  # whatever another version wrote, no turn fails by it
         return True
-
-
-def _since(event: Event, status: SweepStatus) -> str:
-    """Since when the condition of an event's moment holds."""
-    held = (
-        one for one in status.conditions if one.status == "True" and MOMENTS.get(one.type) == event.moment
-    )
-    return next((one.lastTransitionTime or "" for one in held), "")

@@ -9,8 +9,7 @@ from functools import partial
 from typing import Any
 
 from orchestrator.controller.notice import notice
-from orchestrator.controller.owed import too_old
-from orchestrator.controller.status import Owed
+from orchestrator.controller.owed import Owed, too_old
 from orchestrator.controller.webhook import Webhook
 from orchestrator.profile import Notify
 
@@ -48,7 +47,9 @@ class Postbox:
         old = {one for one in owed if one in tried and too_old(one, now)}
         for one in old:
             LOG.error("controller: %s of %s was not told: given up", one.moment, name)
-        return (self._settled.get(name, set()) & set(owed)) | old
+        over = self._settled.get(name, set())
+        over &= set(owed)  # the others were dropped from what is stored: they need not be known any more
+        return over | old
 
     def post(
         self, name: str, stored: Mapping[str, Any], owed: Sequence[Owed], notify: Notify | None, now: float

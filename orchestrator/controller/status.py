@@ -19,6 +19,7 @@ from orchestrator.controller.catalogue import Catalogue
 from orchestrator.controller.evaluation import Evaluation
 from orchestrator.controller.observed import Observed
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
+from orchestrator.controller.owed import Owed
 from orchestrator.controller.rest import FAILURES_SHOWN, Best, best_of, better, newest_failures
 from orchestrator.controller.settling import settled
 from orchestrator.controller.world import Next, World
@@ -76,22 +77,6 @@ class Failure(BaseModel):
     remedy: str = ""
 
     model_config = ConfigDict(populate_by_name=True)
-
-
-class Owed(BaseModel):
-    """A notice that the webhook has not taken yet: that the sweep `ended` or `halted`, since then."""
-
-    moment: str
-    reason: str
-    message: str = ""
-    since: str = ""
-
-    model_config = ConfigDict(frozen=True)
-
-    @property
-    def mark(self) -> tuple[str, str, str]:
-        """What tells it from other notices of its sweep."""
-        return self.moment, self.reason, self.since
 
 
 class SweepStatus(BaseModel):
@@ -212,9 +197,14 @@ def unrenderable(status: SweepStatus, faults: str) -> SweepStatus:
 
 
 def waiting(status: SweepStatus, refused: JobRefusedError) -> SweepStatus:
-    """The status of a sweep whose next Job is not taken: it is tried again until it is."""
+    """The status of a sweep whose next Job or record is not taken: it is tried again until it is."""
     held = Condition(type="JobsRefused", status="True", reason=refused.reason, message=str(refused))
-    return status.model_copy(update={"conditions": [*status.conditions, held], "finished": False})
+    # An end that is not stored may yet turn out otherwise: nobody is told that all is done.
+    conditions = [
+        one.model_copy(update={"status": "False", "reason": "Progressing"}) if one.type == "Complete" else one
+        for one in status.conditions
+    ]
+    return status.model_copy(update={"conditions": [*conditions, held], "finished": False})
 
 
 def stamped(

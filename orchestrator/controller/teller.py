@@ -10,10 +10,10 @@ from typing import Any
 from orchestrator.cluster.base import Cluster, Event
 from orchestrator.controller.leftout import NEWER, NOTHING, WORDS, dropped, without
 from orchestrator.controller.news import news
-from orchestrator.controller.owed import owing
+from orchestrator.controller.owed import Owed, owing
 from orchestrator.controller.postbox import Postbox
-from orchestrator.controller.status import Owed, SweepStatus
-from orchestrator.errors import ClusterError, StatusRefusedError
+from orchestrator.controller.status import SweepStatus
+from orchestrator.errors import ClusterError, NotFoundError, StatusRefusedError
 from orchestrator.profile import Notify
 
 LOG = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Teller:
         """
         before, notify = self._as_told(name, stored), self.notify()
         events, held = news(before, status, name), _owed(before)
-        owed = owing(held, events, status, notify, self.postbox.gone(name, held, now))
+        owed = owing(held, events, notify, self.postbox.gone(name, held, now), now)
         status = status.model_copy(update={"owed": owed or None})
         value, later_s = status.to_json(), None
         if value != before:
@@ -68,7 +68,7 @@ class Teller:
         for name in self.postbox.names:
             try:
                 self._settle(name, now)
-            except ClusterError as error:  # it is posted once more by the next controller
+            except (ClusterError, NotFoundError) as error:  # it is posted once more, if there is someone to
                 LOG.warning("controller: it is not stored what was told of %s: %s", name, error)
 
     def forget(self, name: str) -> None:
@@ -140,7 +140,9 @@ class Teller:
         Else it would be stored anew at each turn, for it is never what it should be.
         """
         stored = self.cluster.sweep(name)
-        kept = (stored or {}).get("status") or {}
+        if stored is None:
+            return  # it was deleted meanwhile
+        kept = stored.get("status") or {}
         lost = dropped(sent, kept)
         if without(sent, lost) != kept:
             kept = sent  # another wrote meanwhile
@@ -165,7 +167,8 @@ class Teller:
 
 
 def _owed(status: Mapping[str, Any] | None) -> list[Owed]:
-    return [Owed.model_validate(one) for one in (status or {}).get("owed") or []]
+    """Those that can be read: another version, or someone's hand, may have written others."""
+    return [one for value in (status or {}).get("owed") or [] if (one := Owed.of(value)) is not None]
 
 
 def _essence(status: Mapping[str, Any]) -> Json:

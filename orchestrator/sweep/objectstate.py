@@ -104,7 +104,7 @@ _OWED: Schema = {
         "moment": _text(63, "ended or halted."),
         "reason": _text(1024, "The reason of its condition."),
         "message": _text(32_768, "What is told."),
-        "since": _text(63, "Since when its condition holds."),
+        "since": _text(63, "Since when it is owed."),
     },
     **_KEEP,
 }

@@ -221,9 +221,9 @@ def test_ten_thousand_failures_of_the_longest_words_make_a_short_status(letter: 
         for one in owing(
             [Owed(moment="halted", reason="R", message=letter * OWED_TEXT, since=str(n)) for n in range(99)],
             [Event("SomeFailed", letter * 100_000, moment="ended")],
-            status,
             Notify(url="https://hooks.example/x"),
             (),
+            0.0,
         )
     ]
     assert len(json.dumps(whole, ensure_ascii=False).encode()) < most_bytes

@@ -441,6 +441,56 @@ def test_a_record_that_is_refused_is_told_and_nothing_is_ended_before_it_is_stor
     assert name in cluster.made
 
 
+def test_one_record_that_is_refused_holds_up_no_other_jobs_end_and_nothing_new_begins() -> None:
+    cluster, controller = submitted(a_sweep(3, eval={"enabled": False}, scheduling={"parallelism": 2}))
+    controller.step("demo")
+    finish_all(cluster)
+    controller.step("demo")
+    [first, second] = [name for name, job in cluster.made.items() if job.labels[LABEL_STAGE] == "train"]
+    cluster.stored["demo"]["spec"]["control"] = {"cancel": ["r0", "r1"]}
+    before = len([call for call, _ in cluster.calls if call == "create_job"])
+    store = cluster.put_record
+
+    def refuse(sweep: str, job: str, record: dict[str, Any]) -> bool:
+        if job == second:
+            raise JobRefusedError("configmaps: exceeded quota", "QuotaExceeded")
+        return store(sweep, job, record)
+
+    cluster.put_record = refuse  # type: ignore[method-assign,assignment]
+    turn = controller.step("demo")
+    assert [one.reason for one in turn.status.conditions if one.type == "JobsRefused"] == ["QuotaExceeded"]
+    assert cluster.stored_records[first]["class"] == "cancelled"
+    controller.step("demo")
+    deleted = [name for call, name in cluster.calls if call == "delete_job"]
+    assert set(deleted) == {first}, "the other one's end is not stored"
+    assert len([call for call, _ in cluster.calls if call == "create_job"]) == before
+    cluster.put_record = store  # type: ignore[method-assign]
+    for _ in range(3):
+        controller.step("demo")
+    assert ("delete_job", second) in cluster.calls
+
+
+def test_a_sweep_whose_last_record_is_refused_has_not_ended() -> None:
+    cluster, controller = submitted(a_sweep(1, eval={"enabled": False}))
+    controller.step("demo")
+    finish_all(cluster)
+    controller.step("demo")
+    finish_all(cluster)
+    store = cluster.put_record
+
+    def refuse(*_: object) -> bool:
+        raise JobRefusedError("configmaps: exceeded quota", "QuotaExceeded")
+
+    cluster.put_record = refuse  # type: ignore[method-assign,assignment]
+    turn = controller.step("demo")
+    assert not turn.status.finished
+    assert [one.status for one in turn.status.conditions if one.type == "Complete"] == ["False"]
+    assert [event.reason for _, event in cluster.events if event.moment] == []
+    cluster.put_record = store  # type: ignore[method-assign]
+    assert controller.step("demo").status.finished
+    assert [event.moment for _, event in cluster.events if event.moment] == ["ended"]
+
+
 def test_a_deletion_that_is_refused_is_told_and_holds_up_nothing_else() -> None:
     cluster, controller = submitted(a_sweep(3, eval={"enabled": False}, scheduling={"parallelism": 2}))
     controller.step("demo")

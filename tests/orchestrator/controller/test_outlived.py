@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,3 +91,9 @@ def test_a_run_whose_sidecar_goes_on_is_recorded_as_done_and_its_job_deleted() -
     assert isinstance(delete, DeleteJob)
     assert delete.name == name
     assert set(scene.states().values()) == {"done"}
+
+
+def test_a_native_sidecar_has_its_grace_before_the_trainer_counts_as_outlived() -> None:
+    base = (Path(__file__).parents[3] / "manifests/jobs/base.yaml.j2").read_text(encoding="utf-8")
+    [grace] = re.findall(r"terminationGracePeriodSeconds: (\d+)", base)
+    assert float(grace) + 30 < OUTLIVED_S

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from orchestrator.cluster.base import Event
-from orchestrator.controller.owed import OWED_FOR_S, OWED_MOST, owing, too_old
+from orchestrator.controller.owed import OWED_FOR_S, OWED_MOST, Owed, owing, too_old
 from orchestrator.controller.postbox import POST_AGAIN_S, Postbox
-from orchestrator.controller.status import Condition, Owed, SweepStatus
+from orchestrator.controller.status import Condition, SweepStatus
 from orchestrator.controller.teller import Teller
 from orchestrator.controller.webhook import Posted
+from orchestrator.errors import NotFoundError
 from orchestrator.profile import Notify
 from tests.orchestrator.fakes import FakeCluster
 
@@ -61,7 +62,7 @@ OWING: dict[str, tuple[list[Owed], list[Event], Notify | None, set[Owed], list[O
 def test_what_is_owed(
     before: list[Owed], events: list[Event], notify: Notify | None, gone: set[Owed], expected: list[Owed]
 ) -> None:
-    assert owing(before, events, ended(), notify, gone) == expected
+    assert owing(before, events, notify, gone, 1000.0) == expected
 
 
 @pytest.mark.parametrize(
@@ -216,6 +217,52 @@ def test_a_sweep_that_goes_on_still_owes_its_halt() -> None:
     teller, _ = world.teller()
     teller.tell("demo", world.stored["demo"], SweepStatus(), world.now)
     assert world.took == [f"u:halted:SameFailure:{SINCE}"]
+
+
+def test_a_halt_that_comes_back_is_another_notice() -> None:
+    world = World()
+    teller, hook = world.teller()
+    for reason in ("SameFailure", "GpuHoursUsed", "SameFailure"):
+        halt = Condition(type="Halted", status="True", reason=reason, message="m", lastTransitionTime=SINCE)
+        teller.tell("demo", world.stored["demo"], SweepStatus(conditions=[halt], active=1), world.now)
+        hook.answer(True)
+        world.now += 60.0
+    assert len(set(world.took)) == 3
+    hook.answer(False)
+
+
+def test_a_notice_that_came_back_is_posted_again_if_nobody_took_it() -> None:
+    world = World()
+    teller, hook = world.teller()
+    for settled in (True, False):
+        world.turn(teller)
+        hook.answer(settled)
+        world.turn(teller)
+        world.stored["demo"]["status"]["conditions"] = []  # it went on in between
+    assert len(world.owed) == 1
+
+
+@pytest.mark.parametrize("odd", [{"what": 1}, {"moment": None, "reason": "R"}, "text", 7, None])
+def test_what_is_no_notice_is_passed_over(odd: Any) -> None:
+    world = World()
+    world.stored["demo"]["status"] = {"owed": [odd, HALTED.model_dump()], "conditions": []}
+    teller, _ = world.teller()
+    world.turn(teller)
+    teller.close(1.0, world.now)
+    assert world.took == [f"u:halted:SameFailure:{SINCE}", KEY]
+
+
+def test_a_sweep_that_is_deleted_meanwhile_ends_no_controller(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    teller, _ = world.teller()
+    world.turn(teller)
+
+    def gone(sweep: str, status: Mapping[str, Any]) -> None:
+        raise NotFoundError(f"sweep {sweep}: is not submitted here")
+
+    monkeypatch.setattr(world, "put_status", gone)
+    teller.close(1.0, world.now)
+    assert world.took == [KEY]
 
 
 DEATHS = (

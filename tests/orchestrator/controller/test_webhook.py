@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.controller.loop import Controller
 from orchestrator.controller.notice import TEXT_LIMIT, key, notice
-from orchestrator.controller.status import Owed
+from orchestrator.controller.owed import Owed
 from orchestrator.controller.webhook import Webhook
 from orchestrator.profile import Notify, Profile
 from tests.orchestrator.controller.scene import a_sweep
