@@ -262,11 +262,12 @@ def _windows(ids: Sequence[int], config: TrainConfig) -> list[Example]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded sequences. ids, mask: [batch, time]; completion: True where a token is predicted and
-    counts, i.e. at the position before each completion token."""
+    """Right-padded sequences [batch, time]. No mask: causal attention never looks at padding on the right.
+
+    predicts: True where a token is predicted and counts, i.e. at the position before each completion token.
+    """
 
     ids_BT: Tensor
-    mask_BT: Tensor
     predicts_BT: Tensor
 
     @property
@@ -276,18 +277,16 @@ class Batch:
 
 
 def collate(pairs: Iterable[tuple[Sequence[int], Sequence[int]]], pad: int, device: torch.device) -> Batch:
-    """A Batch of (prompt, completion) pairs; padding is masked by position, for pad may be a real token."""
+    """A Batch of (prompt, completion) pairs; what counts is told by position, for pad may be a real token."""
     pairs = list(pairs)
     longest = max(len(prompt) + len(completion) for prompt, completion in pairs)
     ids = torch.full((len(pairs), longest), pad, dtype=torch.long)
-    mask = torch.zeros((len(pairs), longest), dtype=torch.long)
     predicts = torch.zeros((len(pairs), longest), dtype=torch.bool)
     for row, (prompt, completion) in enumerate(pairs):
         end = len(prompt) + len(completion)
         ids[row, :end] = torch.tensor([*prompt, *completion])
-        mask[row, :end] = 1
         predicts[row, len(prompt) - 1 : end - 1] = True
-    return Batch(ids.to(device), mask.to(device), predicts.to(device))
+    return Batch(ids.to(device), predicts.to(device))
 
 
 def micro_batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

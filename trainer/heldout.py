@@ -62,8 +62,7 @@ def measure(session: Session) -> dict[str, float]:
         batch = collate([(example.prompt, example.completion) for example in part], pad, world.device)
         targets_N = batch.ids_BT.roll(-1, dims=1)[batch.predicts_BT]
         teacher_NH, student_NH = (
-            student.hidden(batch.ids_BT, batch.mask_BT, mode=mode)[batch.predicts_BT]
-            for mode in ("teacher", "student")
+            student.hidden(batch.ids_BT, mode=mode)[batch.predicts_BT] for mode in ("teacher", "student")
         )
         for rows in row_chunks(len(targets_N), len(student.head("student"))):
             log_p_NV = log_probs(teacher_NH[rows], student.head("teacher"))

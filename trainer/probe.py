@@ -95,7 +95,7 @@ def _logits(student: Student) -> Tensor:
     head_VH = student.head("student")
     drawn = generator(0, Stream.PROBE).integers(0, len(head_VH), (ROWS, TOKENS))
     ids_BT = torch.from_numpy(drawn).to(head_VH.device)
-    hidden_BTH = student.hidden(ids_BT, torch.ones_like(ids_BT), mode="student")
+    hidden_BTH = student.hidden(ids_BT, mode="student")
     return F.linear(hidden_BTH.flatten(0, 1), head_VH)
 
 

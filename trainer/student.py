@@ -81,7 +81,8 @@ class Student:
     ) -> Tensor:
         """Hidden states [batch, time, width] after the final norm; `inputs` go to the decoder as they are.
 
-        Only those of the student carry a gradient.
+        Only those of the student carry a gradient. Rows padded on the right need no mask, and one with zeros
+        would cost: without it sdpa takes its causal kernels and does not copy grouped heads' keys and values.
         """
         inputs.setdefault("use_cache", False)
         with self.mode(mode), torch.set_grad_enabled(torch.is_grad_enabled() and mode == "student"):
@@ -215,6 +216,7 @@ def build_student(model: PreTrainedModel, config: TrainConfig) -> Student:
     divide a width.
     """
     _check_head(model)
+    _check_causal(model)
     if config.quant_type in GROUPED:
         check_divides(model, config.group_size, config.quantize_lm_head)
     model.requires_grad_(False)
@@ -252,6 +254,17 @@ def _check_head(model: PreTrainedModel) -> None:
         raise ValueError(
             f"model: logits must be a plain product with the head, got {', '.join(found)}; "
             "this architecture is not supported"
+        )
+
+
+def _check_causal(model: PreTrainedModel) -> None:
+    """Raise ValueError for models whose positions see later ones: padding on the right would be read."""
+    text = model.config.get_text_config()
+    ahead = getattr(text, "use_bidirectional_attention", None)
+    # "vision" looks ahead in images alone.
+    if not getattr(text, "is_causal", True) or ahead in (True, "all"):
+        raise ValueError(
+            "model: attention must be causal, got one that looks ahead; this architecture is not supported"
         )
 
 

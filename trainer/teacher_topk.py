@@ -85,7 +85,7 @@ class TeacherTopK:
     def _compute(self, example: Example) -> TopK:
         student, head_VH = self._student, self._student.head("teacher")
         batch = collate([(example.prompt, example.completion)], 0, head_VH.device)
-        hidden_NH = student.hidden(batch.ids_BT, batch.mask_BT, mode="teacher")[batch.predicts_BT]
+        hidden_NH = student.hidden(batch.ids_BT, mode="teacher")[batch.predicts_BT]
         parts = [
             take_topk(
                 torch.nn.functional.linear(hidden_NH[rows], head_VH), self._k, self._config.loss_temperature

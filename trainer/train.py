@@ -220,7 +220,7 @@ def _loss(session: Session, part: Sequence[Item], clock: Stopwatch) -> Tensor:
     batch = collate([(item.example.prompt, item.completion) for item in part], pad, session.world.device)
 
     def hidden(mode: Mode) -> Tensor:
-        return student.hidden(batch.ids_BT, batch.mask_BT, mode=mode)[batch.predicts_BT]
+        return student.hidden(batch.ids_BT, mode=mode)[batch.predicts_BT]
 
     def full(teacher_NH: Tensor) -> Tensor:
         return fused_jsd(

@@ -55,7 +55,7 @@ class ToyStudent:
             "layer.lora_B": nn.Parameter(torch.zeros(WIDTH, 2)),
         }
 
-    def hidden(self, ids_BT: Tensor, mask_BT: Tensor, mode: str) -> Tensor:
+    def hidden(self, ids_BT: Tensor, *, mode: str) -> Tensor:
         base = self.table[ids_BT]
         if mode == "teacher":
             return base

@@ -138,8 +138,9 @@ def test_collate_keeps_every_completion_token_of_short_and_long_prompts():
     ]
     assert targets == [[6, 7], [9, 10, 11]]
     assert batch.tokens == 5
-    # A token equal to pad (9) inside a sequence is a token; padding is masked by position.
-    assert batch.mask_BT.sum(1).tolist() == [7, 4]
+    # A token equal to pad (9) inside a sequence is a token; padding is told by position.
+    assert batch.ids_BT[1].tolist() == [8, 9, 10, 11, 9, 9, 9]
+    assert [row.nonzero().flatten().tolist() for row in batch.predicts_BT] == [[4, 5], [0, 1, 2]]
 
 
 def test_micro_batches_lose_nothing():

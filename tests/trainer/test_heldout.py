@@ -60,7 +60,7 @@ def test_kl_and_perplexity_are_those_of_each_completion_token(tmp_path: Path, ba
         ids = torch.tensor([[*example.prompt, *example.completion]])
         rows = slice(len(example.prompt) - 1, ids.shape[1] - 1)
         log_p, log_s = (
-            torch.log_softmax((student.hidden(ids, None, mode)[0, rows] @ student.head(mode).T).double(), -1)
+            torch.log_softmax((student.hidden(ids, mode=mode)[0, rows] @ student.head(mode).T).double(), -1)
             for mode in ("teacher", "student")
         )
         kl += (log_p.exp() * (log_p - log_s)).sum().item()

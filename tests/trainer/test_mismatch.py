@@ -87,7 +87,7 @@ def _states(student: Student, items: Sequence[Item]) -> torch.Tensor:
     from trainer.data import collate
 
     batch = collate([(item.example.prompt, item.completion) for item in items], 0, WORLD.device)
-    return student.hidden(batch.ids_BT, batch.mask_BT, mode="student")[batch.predicts_BT]
+    return student.hidden(batch.ids_BT, mode="student")[batch.predicts_BT]
 
 
 def test_the_gap_is_the_mean_over_sampled_tokens_alone(student: Student) -> None:
