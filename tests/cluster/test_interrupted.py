@@ -54,6 +54,7 @@ SPEC: dict[str, Any] = {
         "max_length": 64,
         "max_new_tokens": 8,
         "max_steps": STEPS,
+        "allow_cut_rollouts": True,
         "save_steps": 2,
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 1,

@@ -140,7 +140,9 @@ def test_a_users_error_fails_at_once_says_why_and_the_rest_goes_on(lab: Lab, tmp
 
 def test_a_run_is_followed_cancelled_and_its_sweep_suspended_and_resumed(lab: Lab, tmp_path: Path) -> None:
     file = tmp_path / "long.yaml"
-    more = "    - {name: long, runs: [{name: slow, params: {max_steps: 100000, save_steps: 50000}}]}"
+    # Its tiny model never ends an answer by itself.
+    slow = "max_steps: 100000, save_steps: 50000, allow_cut_rollouts: true"
+    more = f"    - {{name: long, runs: [{{name: slow, params: {{{slow}}}}}]}}"
     file.write_text(
         SWEEP.format(name="long", lmbda="[0.75]", more=more).replace("parallelism: 2", "parallelism: 1")
     )
