@@ -15,7 +15,7 @@ from orchestrator.results import show
 
 def leave(session: Session, name: str) -> str:
     """Start a controller in the background unless one leads or nothing is to do; says how to follow it."""
-    if session.settled(session.sweep(name)):
+    if _over(session, name):
         return f"nothing to do; `{session.command_line('results', name)}` shows what was measured"
     return session.leave(name)
 
@@ -23,7 +23,7 @@ def leave(session: Session, name: str) -> str:
 def follow(session: Session, name: str, again: str) -> int:
     """Stay until nothing is left to do, then show the results and why runs failed; the exit code."""
     out = screen.console()
-    if session.settled(session.sweep(name)):
+    if _over(session, name):
         out.print("nothing to do")
         code = exit_code(session, name)
     else:
@@ -47,6 +47,13 @@ def follow(session: Session, name: str, again: str) -> int:
     if left:
         out.print(f"not run: {', '.join(left)}; {screen.condition(stored.object.get('status') or {})}")
     return code
+
+
+def _over(session: Session, name: str) -> bool:
+    """Whether nothing is to do and all was told: a controller that died last may still owe an end."""
+    stored = session.sweep(name)
+    told = bool(stored.status.get("finished")) and not stored.status.get("owed")
+    return told and session.settled(stored)
 
 
 def _failed_alike(states: Iterable[RunState]) -> list[list[RunState]]:

@@ -315,10 +315,16 @@ def test_submit_of_what_is_done_shows_the_table_at_once(
     for run in runs:
         _trained(cluster, run)
         _measured(cluster, file, run)
+    stored = cluster.root / "sweeps" / "night.json"
+    first = orch("submit", file, "--wait")  # whoever recorded the last end died before it was told
+    assert first.code == 0
+    assert json.loads(stored.read_text())["status"]["finished"]
+    told = stored.stat()
     said = orch("submit", file, "--wait")
     assert said.code == 0
     assert said.out.splitlines()[1] == "nothing to do"
     assert "lr1e5 · adapter" in said.out
+    assert stored.stat().st_mtime_ns == told.st_mtime_ns
     assert list((cluster.root / "jobs").glob("*")) == [], "no Job was made"
 
 
