@@ -53,7 +53,7 @@ clean: ## Remove what was installed here (dump/ stays)
 	rm -rf .venv .uv
 
 .venv/quickstart.stamp: pyproject.toml uv.lock | $(UV)
-	$(SYNC) --extra trainer --extra eval --extra quickstart
+	$(SYNC) --extra trainer --extra eval --extra report --extra quickstart
 	@touch $@
 
 .venv/dev.stamp: pyproject.toml uv.lock | $(UV)

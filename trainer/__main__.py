@@ -102,6 +102,8 @@ def _on_files(config: Settings) -> int:
         tidied = tidy(config)
     except flags.UsageError as error:
         return _fault(str(error))
+    except ModuleNotFoundError as error:
+        return _fault(f"report: needs {error.name}, which is not installed; install orch's extra `report`")
     if config.json_output:
         print(json.dumps(tidied.model_dump(mode="json"), indent=1))  # noqa: T201
     else:

@@ -50,6 +50,12 @@ def in_blocks(values: ArrayLike, block: int) -> Blocks:
     return Blocks(np.add.reduceat(array, starts), counts)
 
 
+def resampled_counts(units: int, resamples: int = RESAMPLES, seed: int = SEED) -> Floats:
+    """How often each of `units` blocks is drawn in each resampling [resamples, units]; rows sum to units."""
+    drawn = np.random.default_rng(seed).integers(0, units, size=(resamples, units))
+    return np.stack([np.bincount(row, minlength=units) for row in drawn]).astype(np.float64)
+
+
 def block_bootstrap(blocks: Blocks, resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
     """Mean per token and its standard error, from resampled whole blocks.
 
@@ -61,8 +67,8 @@ def block_bootstrap(blocks: Blocks, resamples: int = RESAMPLES, seed: int = SEED
     mean = float(sums.sum() / counts.sum())
     if n < 2:
         return Estimate(mean, float("nan"))
-    drawn = np.random.default_rng(seed).integers(0, n, size=(resamples, n))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    times = resampled_counts(n, resamples, seed)
+    means = (times @ sums) / (times @ counts)
     return Estimate(mean, float(means.std() * np.sqrt(n / (n - 1))))
 
 

@@ -126,8 +126,9 @@ def gather(sweeps: Sequence[Path], baselines: Path | None) -> Gathered:
     for measure, runs in sorted(found.items(), key=lambda item: (-len(item[1]), item[0])):
         home = homes[measure] / measure_key(measure)
         teacher, ptq = read(Cell("teacher", home)), read(Cell("ptq", home))
-        if teacher is None or ptq is None:
-            left_out.append(f"{home}: no teacher or no ptq, so its runs are compared with nothing")
+        if teacher is None or ptq is None or teacher.blocks is None or ptq.blocks is None:
+            names = ", ".join(sorted(run.run_id for run in runs.values()))
+            left_out.append(f"{names}: evaluated without a text, or without teacher and ptq")
             continue
         files += [*_files(home, "teacher"), *_files(home, "ptq")]
         studies.append(Study(ptq.protocol, arms(runs.values()), teacher, ptq))

@@ -12,7 +12,6 @@ from trainer.report.arms import Arm, Study
 from trainer.report.contrast import (
     Contrast,
     Drawn,
-    Floats,
     Interval,
     accuracy,
     contrast,
@@ -20,12 +19,11 @@ from trainer.report.contrast import (
     holm,
     kl_recovered,
     ppl_recovered,
-    resampled_counts,
     verdict,
 )
 from trainer.results import VariantName
 from trainer.scores import Measured
-from trainer.statistics import SEED
+from trainer.statistics import SEED, Floats, resampled_counts
 
 
 class Difference(NamedTuple):

@@ -12,12 +12,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-from trainer.statistics import RESAMPLES, SEED
+from trainer.statistics import Floats
 
-Floats = NDArray[np.float64]
 LEVEL = 0.05
 """Two-sided level of intervals and of every decision."""
 
@@ -49,12 +47,6 @@ class Contrast(NamedTuple):
     difference: Interval
     p: float
     p_beyond: float
-
-
-def resampled_counts(units: int, resamples: int = RESAMPLES, seed: int = SEED) -> Floats:
-    """How often each of `units` blocks is drawn in each resampling [resamples, units]; rows sum to units."""
-    chosen = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=resamples)
-    return chosen.astype(np.float64)
 
 
 def kl_recovered(kl_RB: Floats, ptq_B: Floats, counts: Floats) -> Drawn:

@@ -8,17 +8,15 @@ from scipy import stats
 
 from trainer.report.contrast import (
     Drawn,
-    Floats,
     accuracy,
     contrast,
     estimate,
     holm,
     kl_recovered,
     ppl_recovered,
-    resampled_counts,
     verdict,
 )
-from trainer.statistics import Blocks, paired_bootstrap
+from trainer.statistics import Blocks, Floats, paired_bootstrap, resampled_counts
 
 SEEDS = np.array([0.61, 0.64, 0.66, 0.58, 0.60, 0.63])
 

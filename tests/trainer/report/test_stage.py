@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +160,37 @@ def test_other_measures_never_share_a_table(dump: Dump, tmp_path: Path) -> None:
     first, second = json.loads((tmp_path / "out" / "report.json").read_text())["studies"]
     assert [len(study["forms"][0]["arms"]) for study in (first, second)] == [3, 1]
     assert second["protocol"]["dtype"] == "bf16"
+
+
+def test_runs_that_no_text_was_measured_on_are_left_out(dump: Dump, tmp_path: Path) -> None:
+    tasks_only = Plan(tasks=("t",), text=None, protocol=PROTOCOL, sha256="3" * 64)
+    base = dump.baselines / measure_key(tasks_only.sha256)
+    for home, variant in (
+        (base, "teacher"),
+        (base, "ptq"),
+        (dump.run("s", "a1").evaluation("8" * 16), "adapter"),
+    ):
+        publish(Cell(variant, home), [], None, tasks_only)  # type: ignore[arg-type]
+    page = report(config_of(dump, tmp_path / "out"))
+    assert list(arms_of(tmp_path / "out")) == ["λ 0", "λ 0.5", "λ 1"]
+    assert "Left out: a1: evaluated without a text, or without teacher and ptq." in page
+
+
+@pytest.mark.parametrize("missing", ["scipy", "matplotlib.figure"])
+def test_an_extra_that_is_not_installed_is_named(
+    missing: str,
+    dump: Dump,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("trainer.report")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert main(["report", "--sweeps", str(dump.root / "s"), "--output-dir", str(tmp_path / "out")]) == 64
+    assert re.fullmatch(
+        r"report: needs \S+, which is not installed; install orch's extra `report`\n", capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
