@@ -166,7 +166,7 @@ PLAYS = {
     "xid": Play(GPU_FAULTS, {"resources": {"gpus": 1, "gpuType": ["first", "second"]}}),
     "memory": Play(MEMORY, {"retry": {"oomHost": 3}}),
     "disk": Play(DISK),
-    "slow": Play(SLOW, {"resources": {"maxDuration": "10s"}}),
+    "slow": Play(SLOW, {"resources": {"maxDuration": "30s"}}),  # it starts beside all the others
     "acts": Play(ACTS, {"retry": {"lost": 1}}),
     "outranked": Play(
         OUTRANKED,
