@@ -113,6 +113,7 @@ def run_every(step: int, whole: Any, tmp_path: Path) -> None:
         shutil.rmtree(root)
 
 
+@pytest.mark.slow
 def test_a_volume_that_fails_anywhere_costs_an_attempt_and_no_byte(whole: Any, tmp_path: Path) -> None:
     assert len(whole[2]) > 150, "the injections reach a run's writes"
     run_every(37, whole, tmp_path)

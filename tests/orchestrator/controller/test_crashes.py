@@ -307,6 +307,7 @@ def test_the_undisturbed_sweep_is_what_it_should_be(whole: Play) -> None:
     check(Play(eyes=Reader).run(), whole)
 
 
+@pytest.mark.slow
 def test_a_controller_killed_after_any_call_changes_nothing(whole: Play) -> None:
     strike(whole, range(len(whole.calls)), "die", True)
 
