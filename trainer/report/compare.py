@@ -25,13 +25,18 @@ from trainer.results import VariantName
 from trainer.scores import Measured
 from trainer.statistics import SEED, Floats, resampled_counts
 
+NO_CLAIM = "one seed: no claim"
+
 
 class Difference(NamedTuple):
-    """How an arm differs from the reference: p-values are adjusted for the number of arms (Holm)."""
+    """How an arm differs from the reference: p-values are adjusted for the number of arms (Holm).
+
+    Both are None where an arm has one seed: nobody knows what another would bring, so nothing is claimed.
+    """
 
     found: Contrast
-    p: float
-    p_beyond: float
+    p: float | None
+    p_beyond: float | None
     verdict: str
 
 
@@ -97,16 +102,17 @@ def _differences(
     arms: Sequence[Arm], places: Sequence[list[int]], drawn: Drawn, against: int, margin: float
 ) -> list[Difference | None]:
     """One arm after another less the reference's; arms of equal seeds are paired seed by seed."""
-    others = [i for i in range(len(arms)) if i != against]
-    found = [
-        contrast(drawn, places[i], places[against], margin, paired=arms[i].seeds == arms[against].seeds)
-        for i in others
-    ]
-    p, p_beyond = holm([one.p for one in found]), holm([one.p_beyond for one in found])
-    made = {
-        i: Difference(one, p[k], p_beyond[k], verdict(one.difference.value, p[k], p_beyond[k]))
-        for k, (i, one) in enumerate(zip(others, found, strict=True))
+    found = {
+        i: contrast(drawn, places[i], places[against], margin, paired=arm.seeds == arms[against].seeds)
+        for i, arm in enumerate(arms)
+        if i != against
     }
+    claimed = [i for i in found if min(len(places[i]), len(places[against])) > 1]
+    p, p_beyond = holm([found[i].p for i in claimed]), holm([found[i].p_beyond for i in claimed])
+    made = {i: Difference(one, None, None, NO_CLAIM) for i, one in found.items()}
+    for k, i in enumerate(claimed):
+        said = verdict(found[i].difference.value, p[k], p_beyond[k])
+        made[i] = Difference(found[i], p[k], p_beyond[k], said)
     return [made.get(i) for i in range(len(arms))]
 
 

@@ -53,7 +53,7 @@ def _form(table: FormTable, margin: float) -> str:
     how = "the best here, so its lead is somewhat flattered" if table.chosen else "as asked"
     notes = (
         f"In brackets 95 % intervals over blocks and seeds. Reference: {table.reference} ({how}). p: no "
-        f"difference, Holm over {len(table.lines) - 1} arms; alike: within ± {100 * margin:g} points at 5 %, "
+        f"difference, Holm over {_claimed(table)} arms; alike: within ± {100 * margin:g} points at 5 %, "
         "Holm as well."
     )
     return "\n\n".join([f"### {FORMS[table.form].capitalize()}", "\n".join(lines), notes])
@@ -81,6 +81,10 @@ def _last_kl(arm: Arm) -> float:
     return sum(run.curve[-1].kl for run in arm.runs) / len(arm.runs)
 
 
+def _claimed(table: FormTable) -> int:
+    return sum(1 for line in table.lines if line.difference and line.difference.p is not None)
+
+
 def _row(line: Line, tasks: bool) -> list[str]:
     cells = [
         line.arm.name,
@@ -104,7 +108,9 @@ def _share(one: Interval) -> str:
     return f"{100 * one.value:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
 
 
-def _p(value: float) -> str:
+def _p(value: float | None) -> str:
+    if value is None:
+        return "–"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 

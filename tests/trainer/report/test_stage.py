@@ -144,6 +144,18 @@ def test_runs_that_nothing_evaluated_are_told_by_their_held_out_kl(dump: Dump, t
     assert numbers["studies"] == []
 
 
+def test_one_seed_supports_no_claim_and_corrects_nobody_elses(dump: Dump, tmp_path: Path) -> None:
+    report(config_of(dump, tmp_path / "without", reference="λ 1"))
+    run(dump, "s", "lonely", 0.1, lmbda=0.75, seed=1)
+    page = report(config_of(dump, tmp_path / "with", reference="λ 1"))
+    before, after = arms_of(tmp_path / "without"), arms_of(tmp_path / "with")
+    assert after["λ 0.75"]["difference"]["verdict"] == "one seed: no claim"
+    assert (after["λ 0.75"]["difference"]["p"], after["λ 0.75"]["difference"]["p_beyond"]) == (None, None)
+    assert after["λ 0"]["difference"]["p"] == before["λ 0"]["difference"]["p"]
+    assert "| – | one seed: no claim |" in page
+    assert "Holm over 2 arms" in page
+
+
 def test_the_same_run_in_two_sweeps_counts_once(dump: Dump, tmp_path: Path) -> None:
     run(dump, "t", "a1-again", 0.596, lmbda=0, seed=1)
     report(config_of(dump, tmp_path / "out"))
