@@ -6,8 +6,9 @@ import re
 from collections import Counter
 from typing import Any
 
-WRITES = {"POST", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION"}
+CHANGES = {"POST", "PATCH", "APPLY"}
 """orch never PUTs; the cluster's own controllers do, into the status of the same Jobs."""
+DELETIONS = {"DELETE", "DELETECOLLECTION"}
 
 Requests = Counter[tuple[str, str, str]]
 """By (verb, resource with subresource, status)."""
@@ -29,10 +30,25 @@ def not_leases(requests: Requests) -> Requests:
     return Counter({key: count for key, count in requests.items() if key[1] != "leases"})
 
 
-def writes(requests: Requests, *resources: str) -> int:
-    """How many of them wrote one of these (`sweeps` is `sweeps/status` too); none given: anything."""
-    return sum(
-        count
-        for (verb, resource, _), count in requests.items()
-        if verb in WRITES and (not resources or resource.split("/")[0] in resources)
+def written(requests: Requests) -> Requests:
+    """Those that wrote or deleted something."""
+    return Counter({key: count for key, count in requests.items() if key[0] in CHANGES | DELETIONS})
+
+
+def made_or_changed(requests: Requests, *resources: str) -> Requests:
+    """Those that made or changed one of these; `sweeps` is `sweeps/status` too."""
+    return Counter(
+        {
+            key: count
+            for key, count in requests.items()
+            if key[0] in CHANGES and key[1].split("/")[0] in resources
+        }
     )
+
+
+def spelled(requests: Requests) -> str:
+    """In words: `2 PATCH sweeps/status, 1 POST jobs`; `none`."""
+    parts = Counter({f"{verb} {resource}": 0 for verb, resource, _ in requests})
+    for (verb, resource, _), count in requests.items():
+        parts[f"{verb} {resource}"] += count
+    return ", ".join(f"{count} {what}" for what, count in sorted(parts.items())) or "none"

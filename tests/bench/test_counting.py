@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from bench.counting import counted, not_leases, writes
+from bench.counting import counted, made_or_changed, not_leases, spelled, written
 from orchestrator.cluster.kube.client import Api
 from orchestrator.cluster.kube.paths import JOBS
 from orchestrator.cluster.kube.watched import WatchedCluster
@@ -45,8 +45,14 @@ def test_what_is_a_write_and_to_what() -> None:
             ("watch", "jobs", "200"): 4,
             ("APPLY", "sweeps/status", "200"): 3,
             ("POST", "jobs", "201"): 2,
+            ("POST", "jobs", "409"): 1,
             ("POST", "pods/binding", "201"): 1,
+            ("DELETECOLLECTION", "jobs", "200"): 1,
         }
     )
-    assert (writes(asked), writes(asked, "sweeps"), writes(asked, "sweeps", "jobs")) == (36, 3, 5)
-    assert writes(not_leases(asked)) == 6
+    assert spelled(written(not_leases(asked))) == (
+        "3 APPLY sweeps/status, 1 DELETECOLLECTION jobs, 3 POST jobs, 1 POST pods/binding"
+    )
+    assert spelled(made_or_changed(asked, "sweeps")) == "3 APPLY sweeps/status"
+    assert made_or_changed(asked, "sweeps", "jobs").total() == 6
+    assert spelled(Counter()) == "none"
