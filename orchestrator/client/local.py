@@ -69,8 +69,10 @@ class LocalSession(Session):
         return Controller(self.cluster, self.profile, stop=stop, poll_s=self.poll_s, check_schema=False)
 
     def slots(self, name: str) -> int:
-        each = self.sweep(name).sweep.spec.resources.gpus
-        return max(1, len(self.cluster.slots.devices) // max(1, each))
+        machine, asked = self.cluster.slots, self.sweep(name).sweep.spec.resources
+        if machine.devices and asked.gpus:
+            return max(1, len(machine.devices) // asked.gpus)
+        return max(1, int(min(machine.shared.cores / asked.cpu, machine.shared.memory / asked.memory_bytes)))
 
     @contextlib.contextmanager
     def lead(self) -> Iterator[MakeController | None]:

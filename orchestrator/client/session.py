@@ -21,13 +21,13 @@ from orchestrator.controller.memory import Memory
 from orchestrator.controller.observed import Control, Observed, read_records, stored_control
 from orchestrator.controller.outcome import AttemptRecord
 from orchestrator.controller.plan import plan
-from orchestrator.controller.retry import memory_bytes
 from orchestrator.controller.status import RunState, run_states
 from orchestrator.errors import NotFoundError, SweepError, UserError
 from orchestrator.profile import Profile
 from orchestrator.sweep.expand import Run, expand
 from orchestrator.sweep.load import from_object
 from orchestrator.sweep.naming import ANNOTATION_SUBMITTER
+from orchestrator.sweep.quantity import memory_bytes
 from orchestrator.sweep.spec import Sweep
 
 MakeController = Callable[[threading.Event], Controller]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.sweep.quantity import read_quantity
 from trainer.layout import READY_FILE_ENV, TERMINATION_LOG_ENV
 
 JOB_UID_ENV = "ORCH_JOB_UID"
@@ -58,6 +59,9 @@ def container_of(job: Mapping[str, Any], folder: Path, devices: tuple[str, ...])
         JOB_UID_ENV: job["uid"],
         "CUDA_VISIBLE_DEVICES": ",".join(devices),
     }
+    cores = int(read_quantity(str(spec.get("resources", {}).get("requests", {}).get("cpu", 0))))
+    if cores and not devices:  # more threads than cores would only hinder the Jobs beside it
+        env.setdefault("OMP_NUM_THREADS", str(min(cores, len(os.sched_getaffinity(0)))))
     cwd = job.get("cwd")
     return Container(
         argv=argv,

@@ -27,9 +27,10 @@ from typing import Any, Literal
 
 from orchestrator.cluster.base import Condition, ObservedJob, ObservedPod
 from orchestrator.cluster.container import GRACE_S
-from orchestrator.cluster.slots import UNSCHEDULABLE
+from orchestrator.cluster.slots import UNSCHEDULABLE, Share
 from orchestrator.cluster.statefiles import read_state
 from orchestrator.cluster.supervisor import end_stragglers
+from orchestrator.sweep.quantity import read_quantity
 from trainer.durable import fsync_folder, remove_asides, write_bytes, write_json
 from trainer.results import RECORD_LIMIT
 
@@ -197,6 +198,13 @@ class JobFolder:
 def asked_gpus(manifest: Mapping[str, Any]) -> int:
     """The GPUs in the limits of the Job's container."""
     return int(_container(manifest).get("resources", {}).get("limits", {}).get("nvidia.com/gpu", 0))
+
+
+def asked_share(manifest: Mapping[str, Any]) -> Share:
+    """The cores and memory in the requests of the Job's container; a core if it asks for none."""
+    requests = _container(manifest).get("resources", {}).get("requests", {})
+    cores, memory = read_quantity(str(requests.get("cpu", 1))), read_quantity(str(requests.get("memory", 0)))
+    return Share(float(cores), float(memory))
 
 
 def _container(manifest: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The embedded default: the same Jobs as processes on this machine, one GPU slot each.
+"""The embedded default: the same Jobs as processes on this machine, as many at once as it has room for.
 
 All state is files under dump/.orch, so that a controller started anew, after whatever end, sees everything.
 """
@@ -19,11 +19,11 @@ from filelock import FileLock, Timeout
 
 from orchestrator.cluster import leadership, supervisor
 from orchestrator.cluster.base import Change, Cluster, Created, Event, ObservedJob
-from orchestrator.cluster.jobfolder import JobFolder, asked_gpus
+from orchestrator.cluster.jobfolder import JobFolder, asked_gpus, asked_share
 from orchestrator.cluster.joblog import follow_log, last_lines
 from orchestrator.cluster.leftovers import Leftovers
 from orchestrator.cluster.objects import Objects
-from orchestrator.cluster.slots import Ask, Slots, assign, detect, unschedulable
+from orchestrator.cluster.slots import Ask, Busy, Slots, assign, detect, unschedulable
 from orchestrator.cluster.statefiles import checked_name, door, stamps
 from orchestrator.errors import ClusterError, NotFoundError
 from orchestrator.profile import Profile
@@ -215,12 +215,13 @@ class LocalCluster(Cluster):
                 if state == "lost":
                     folder.bury()
                 elif state == "running":
-                    busy.append(folder.devices())
+                    busy.append(Busy(folder.devices(), asked_share(folder.job()["manifest"])))
                     if folder.deleting and folder.overdue():
                         folder.signal(signal.SIGKILL)
                 elif state == "pending":
                     job = folder.job()
-                    waiting.append((job["order"], Ask(folder.name, asked_gpus(job["manifest"]))))
+                    asked = asked_gpus(job["manifest"]), asked_share(job["manifest"])
+                    waiting.append((job["order"], Ask(folder.name, *asked)))
             queue = [ask for _, ask in sorted(waiting, key=lambda entry: (entry[0], entry[1].job))]
             for name, devices in assign(queue, busy, self.slots):
                 _start(self._folder(name), devices)

@@ -20,7 +20,6 @@ from orchestrator.controller.memory import Memory
 from orchestrator.controller.observed import Observed, RecordReader, stored_control
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
 from orchestrator.controller.plan import plan
-from orchestrator.controller.retry import memory_bytes
 from orchestrator.controller.settling import record_as, record_of
 from orchestrator.controller.status import SweepStatus, refused, stamped, unrenderable, waiting
 from orchestrator.controller.teller import Teller
@@ -29,6 +28,7 @@ from orchestrator.errors import JobRefusedError, NotFoundError, RenderError, Swe
 from orchestrator.profile import Profile
 from orchestrator.sweep.expand import expand
 from orchestrator.sweep.load import from_object
+from orchestrator.sweep.quantity import memory_bytes
 from orchestrator.sweep.spec import Sweep
 
 LOG = logging.getLogger(__name__)

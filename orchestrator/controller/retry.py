@@ -11,11 +11,11 @@ from typing import Any
 
 from orchestrator.controller.advice import NOT_AGAIN
 from orchestrator.controller.outcome import AttemptRecord, FailureClass
+from orchestrator.sweep.quantity import memory_quantity
 from orchestrator.sweep.spec import Resources, Retry
 
 FAULTS_PER_NODE = 2
 """After this many GPU faults on a node, attempts avoid it."""
-_UNITS = {"Ti": 2**40, "Gi": 2**30, "Mi": 2**20}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def overrides_after(records: Sequence[AttemptRecord], limits: Limits) -> Overrid
         if record.failure is FailureClass.OOM_CUDA and split * 2 <= limits.micro_batch:
             split *= 2
     changed = memory != limits.resources.memory_bytes
-    return Overrides(quantity(memory) if changed else None, split, limits.bad_nodes)
+    return Overrides(memory_quantity(memory) if changed else None, split, limits.bad_nodes)
 
 
 def after_failure(
@@ -97,21 +97,6 @@ def after_failure(
     if exhausted:
         return Verdict(False, after, f"{NOT_AGAIN}: {exhausted}")
     return Verdict(True, after, f"tried again ({used} of {budget}){_change(before, after, limits)}")
-
-
-def quantity(size: int) -> str:
-    """Bytes as a Kubernetes quantity in whole Mi, Gi or Ti, rounded up to a Mi: 12884901888 → 12Gi."""
-    size = -(-size // _UNITS["Mi"]) * _UNITS["Mi"]
-    unit = next(unit for unit, factor in _UNITS.items() if size % factor == 0)
-    return f"{size // _UNITS[unit]}{unit}"
-
-
-def memory_bytes(text: str) -> int:
-    """Bytes of a quantity in Mi, Gi or Ti. ValueError for any other unit."""
-    unit = text[-2:]
-    if unit not in _UNITS:
-        raise ValueError(f"memory: must be in Mi, Gi or Ti, got {text!r}; write it as 64Gi")
-    return int(text[:-2]) * _UNITS[unit]
 
 
 def _more_memory(memory: int, limits: Limits) -> int:

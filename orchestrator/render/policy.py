@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator.profile import UNPUBLISHED_IMAGE, Profile
 from orchestrator.sweep.naming import LABEL_MANAGED_BY, LABEL_STAGE, MANAGED_BY
+from orchestrator.sweep.quantity import memory_bytes
 
 MAX_BYTES = 200_000
 MAX_ARGS_BYTES = 128_000
@@ -31,7 +32,6 @@ _VOLUMES = {
     "projected",
     "secret",
 }
-_UNITS = {"Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 def policy_faults(manifest: Mapping[str, Any], profile: Profile) -> list[str]:
@@ -174,14 +174,8 @@ def _resources(container: Mapping[str, Any], profile: Profile) -> Iterator[str]:
     memory = str(limits.get("memory", ""))
     if not memory:
         yield "resources.limits.memory: must be set, got none"
-    elif profile.maxMemory and _bytes(memory) > _bytes(profile.maxMemory):
+    elif profile.maxMemory and memory_bytes(memory) > memory_bytes(profile.maxMemory):
         yield f"resources.limits.memory: must be at most maxMemory {profile.maxMemory}, got {memory}"
-
-
-def _bytes(quantity: str) -> float:
-    """Bytes of a quantity in Mi, Gi or Ti; infinite for any other spelling, which is then refused."""
-    number, unit = quantity[:-2], quantity[-2:]
-    return int(number) * _UNITS[unit] if unit in _UNITS and number.isdecimal() else float("inf")
 
 
 def _map(value: Mapping[str, Any], *path: str) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 from pydantic_core import PydanticCustomError
 
 from orchestrator.sweep.naming import RUN_NAME, RUN_NAME_LIMIT, SWEEP_NAME, SWEEP_NAME_LIMIT, TAG
+from orchestrator.sweep.quantity import cpu_quantity, memory_bytes
 from trainer.config import DEFAULT_TASKS, AdapterForm
 from trainer.settings import Float, Int
 
@@ -124,7 +125,9 @@ class Resources(Spec):
         max_length=8,
         description="Any of these types, in order of preference; the profile maps them to node labels.",
     )
-    cpu: Float = Field(4, gt=0, le=1024, description="CPU cores; 0.5 is half a core.")
+    cpu: Float = Field(
+        4, gt=0, le=1024, description="CPU cores; 0.5 is half a core. With --local also the threads of a run."
+    )
     memory: str = Field(
         "8Gi", pattern=r"^[1-9][0-9]{0,5}(Mi|Gi|Ti)$", max_length=8, description="Main memory."
     )
@@ -138,12 +141,12 @@ class Resources(Spec):
     @property
     def cpu_quantity(self) -> str:
         """`cpu` as a Kubernetes quantity: 4, 500m."""
-        return str(int(self.cpu)) if self.cpu == int(self.cpu) else f"{round(self.cpu * 1000)}m"
+        return cpu_quantity(self.cpu)
 
     @property
     def memory_bytes(self) -> int:
         """`memory` in bytes."""
-        return int(self.memory[:-2]) * {"Mi": 2**20, "Gi": 2**30, "Ti": 2**40}[self.memory[-2:]]
+        return memory_bytes(self.memory)
 
     @property
     def max_duration_s(self) -> int:

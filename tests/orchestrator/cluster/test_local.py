@@ -17,7 +17,7 @@ from orchestrator.cluster import supervisor
 from orchestrator.cluster.base import Created, ObservedJob
 from orchestrator.cluster.jobfolder import JobFolder
 from orchestrator.cluster.local import LocalCluster
-from orchestrator.cluster.slots import UNSCHEDULABLE, Slots
+from orchestrator.cluster.slots import UNSCHEDULABLE, Share, Slots
 from orchestrator.errors import UserError
 from tests.orchestrator.cluster.conftest import SWEEP, manifest
 
@@ -181,6 +181,23 @@ def test_local_jobs_run_one_at_a_time_in_order_without_gpus(machine, tmp_path):
     assert ended["c"].pods[0].finished_at <= ended["a"].pods[0].started_at
     assert ended["a"].pods[0].finished_at <= ended["b"].pods[0].started_at
     assert {job.gpus for job in ended.values()} == {0}, "no GPU was used"
+
+
+def test_local_jobs_that_fit_run_side_by_side_each_with_its_threads(machine_with, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    machine = machine_with(Slots(shared=Share(2, 2**30)))
+    asks = {"limits": {}, "requests": {"cpu": "1", "memory": "1Mi"}}
+    gates = {name: tmp_path / name for name in "ab"}
+    for name, gate in gates.items():
+        os.mkfifo(gate)
+        threads = "print('threads', os.environ['OMP_NUM_THREADS'])"
+        machine.create(name, f"{threads}; open({str(gate)!r}).read()", resources=asks)
+    machine.create("c", "", resources=asks)
+    with gates["a"].open("w"), gates["b"].open("w"):  # each opens once its Job reads
+        assert machine.job("c").pods == ()
+    ended = {name: machine.finished(name) for name in "abc"}
+    assert min(ended[name].pods[0].finished_at for name in "ab") <= ended["c"].pods[0].started_at
+    assert "threads 1" in machine.log("a")
 
 
 def test_local_jobs_get_gpus_of_their_own(machine_with: Callable[[Slots], Any]):

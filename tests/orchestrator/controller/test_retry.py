@@ -11,9 +11,7 @@ from orchestrator.controller.retry import (
     Overrides,
     after_failure,
     bad_nodes,
-    memory_bytes,
     overrides_after,
-    quantity,
 )
 from orchestrator.sweep.spec import Resources, Retry
 
@@ -87,16 +85,3 @@ def test_after_failure(
 def test_bad_nodes_have_two_faults_of_their_gpus() -> None:
     records = [*failed("gpuFault", "gpuFault", node="a"), *failed("gpuFault", "oomCuda", node="b")]
     assert bad_nodes(gpu_faults(records)) == ("a",)
-
-
-@pytest.mark.parametrize(
-    ("size", "text"), [(8 * GI, "8Gi"), (2**40, "1Ti"), (GI + 1, "1025Mi"), (3 * GI // 2, "1536Mi")]
-)
-def test_quantity_is_in_the_largest_whole_unit(size: int, text: str) -> None:
-    assert quantity(size) == text
-    assert size <= memory_bytes(text) < size + 2**20
-
-
-def test_memory_bytes_refuses_other_units() -> None:
-    with pytest.raises(ValueError, match="got '8GB'"):
-        memory_bytes("8GB")
