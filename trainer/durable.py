@@ -195,3 +195,9 @@ def read_object(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def mark_used(folder: Path) -> None:
+    """Give a folder that is only read the time of now, so that gc sees it is used; it may be absent."""
+    with contextlib.suppress(OSError):
+        os.utime(folder)

@@ -1,4 +1,4 @@
-"""What may go from the volume: checkpoints of done runs, named unfinished runs, what killed writers left.
+"""What may go from the volume: checkpoints of done runs, named unfinished runs, what is cached or left over.
 
 Torch-free, and useful without the orchestrator. Nothing goes that a run could still need: a run is done when
 its done mark is there and its adapter is the one that was marked, never by its age; a folder that someone has
@@ -26,7 +26,7 @@ from trainer.layout import Dump, RunFolder
 from trainer.results import Leftover, LeftoverKind, Record, Tidied, in_words
 
 TEMPORARY_S = 24 * 3600.0
-"""What is written aside stays at least this long after its last write, whatever age was asked for."""
+"""What is written aside, or cached, stays at least this long after its last write, whatever was asked."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -73,6 +73,8 @@ def find(config: GcConfig, now: float) -> Iterator[Found]:
             yield from _checkpoints(folder, now, age_s)
             if name in config.unfinished:
                 yield from _unfinished(folder, now, age_s)
+    if not config.sweeps:  # all sweeps share it
+        yield from _teacher(dump, now, max(age_s, TEMPORARY_S))
     yield from _temporary(dump, config, now, max(age_s, TEMPORARY_S))
 
 
@@ -124,6 +126,15 @@ def _unfinished(folder: RunFolder, now: float, age_s: float) -> Iterator[Found]:
 
 def _given_up(folder: RunFolder, now: float, age_s: float) -> bool:
     return not folder.done.exists() and _old(folder.root, now, age_s)
+
+
+def _teacher(dump: Dump, now: float, age_s: float) -> Iterator[Found]:
+    # A run that starts with one of these folders touches it, and trains for less than that.
+    for path in sorted(dump.teacher.glob("*")):
+        over = partial(_old, path, now, age_s)
+        if not path.is_symlink() and not is_aside(path) and over():
+            why = f"no run has used it for {_span(now - last_write(path))}; it can be computed again"
+            yield Found(path, "teacher", why, over)
 
 
 def _temporary(dump: Dump, config: GcConfig, now: float, age_s: float) -> Iterator[Found]:

@@ -131,6 +131,11 @@ class Dump:
         return self.root / ".hub"
 
     @property
+    def teacher(self) -> Path:
+        """What a teacher wrote or computed, kept for every run that asks for the same."""
+        return self.root / ".teacher"
+
+    @property
     def baselines(self) -> Path:
         return self.root / ".baselines"
 

@@ -181,7 +181,7 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-LeftoverKind = Literal["checkpoint", "run", "temporary", "job", "records"]
+LeftoverKind = Literal["checkpoint", "run", "temporary", "teacher", "job", "records"]
 
 
 class Leftover(Schema):

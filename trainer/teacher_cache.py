@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from trainer.config import TrainConfig
 from trainer.counters import Stream
 from trainer.data import Example
-from trainer.durable import read_object, write_json_once
+from trainer.durable import mark_used, read_object, write_json_once
 from trainer.noise import Draw, Sampler
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class TeacherCompletions:
             sorted(stops),
         ]
         self._folder = root / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+        mark_used(self._folder)
 
     def complete(
         self, examples: Sequence[Example], check: Callable[[], None] = lambda: None

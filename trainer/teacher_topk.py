@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trainer.config import TrainConfig
 from trainer.data import Example, collate
-from trainer.durable import write_bytes_once
+from trainer.durable import mark_used, write_bytes_once
 from trainer.flags import UsageError
 from trainer.perplexity import row_chunks
 from trainer.topk import TopK, fused_topk_jsd, take_topk
@@ -48,6 +48,7 @@ class TeacherTopK:
         self._student, self._config, self._k = student, config, config.teacher_topk
         settings = ["topk", fingerprint, config.mixed_precision, self._k, config.loss_temperature]
         self._folder = root / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+        mark_used(self._folder)
         self.error: float | None = None
         self._first: tuple[float, float] | None = None
 

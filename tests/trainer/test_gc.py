@@ -204,12 +204,30 @@ def test_a_folder_that_is_still_filled_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [".models/key/model.safetensors", ".baselines/h/teacher.json", ".teacher/h/ab/x.json",
+    [".models/key/model.safetensors", ".baselines/h/teacher.json",
      ".hub/orch/.mark.0123abcd", ".orch/jobs/.j.0123abcd/job.json", "night/.hidden", "night/a.0123abcd"],
 )  # fmt: skip
 def test_nothing_else_goes_however_old(tmp_path: Path, name: str) -> None:
     write(tmp_path / name, age_s=1000 * DAY)
     assert found(tmp_path, older_than="0s") == []
+
+
+@pytest.mark.parametrize(
+    ("used_s", "settings", "goes"),
+    [
+        pytest.param(15 * DAY, {}, True, id="nobody used it for long"),
+        pytest.param(13 * DAY, {}, False, id="a run used it lately, though it wrote nothing"),
+        pytest.param(0.9 * DAY, {"older_than": "1s"}, False, id="never within a day: a run may be at it"),
+        pytest.param(15 * DAY, {"sweeps": ["night"]}, False, id="one sweep's tidying leaves what all share"),
+    ],
+)
+def test_what_a_teacher_computed_goes_when_no_run_uses_it(
+    tmp_path: Path, used_s: float, settings: dict[str, Any], goes: bool
+) -> None:
+    write(tmp_path / ".teacher/h/ab/x.json", age_s=100 * DAY)
+    write(tmp_path / "night/a-1/run.json")
+    os.utime(tmp_path / ".teacher/h", (NOW - used_s, NOW - used_s))
+    assert found(tmp_path, **settings) == ([("teacher", ".teacher/h")] if goes else [])
 
 
 def test_links_lead_nowhere(tmp_path: Path) -> None:

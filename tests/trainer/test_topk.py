@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,10 @@ def test_the_second_run_reads_what_the_first_computed_and_changes_no_bit(
     loop.train(first)
     # Each of 4 x 4 rows alone, and the first micro-batch once for the error.
     assert sorted(forwards) == [1] * 16 + [2]
+    (folder,) = (tmp_path / "a" / ".teacher").iterdir()
+    os.utime(folder, (0, 0))
     second, forwards = session_of(tmp_path / "a", "two")
+    assert folder.stat().st_mtime > 0, "gc must see that a run which only reads has used it"
     loop.train(second)
     assert forwards == [2], "the error's alone"
     elsewhere, forwards = session_of(tmp_path / "b", "one")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -245,7 +246,10 @@ def test_seq_kd_trains_on_the_teachers_completions_and_keeps_them(config_of, tmp
     loop.train(session_of(config, tmp_path / "s" / "a"))
     kept = list((tmp_path / ".teacher").rglob("*.json"))
     assert len(kept) == 16
+    (folder,) = (tmp_path / ".teacher").iterdir()
+    os.utime(folder, (0, 0))
     loop.train(session_of(config_of(lmbda=0.0, seq_kd=True, beta=0.5), tmp_path / "s" / "b"))
+    assert folder.stat().st_mtime > 0, "gc must see that a run which only reads has used it"
     assert sorted((tmp_path / ".teacher").rglob("*.json")) == sorted(kept)
     assert [line["tokens"] for line in lines(tmp_path / "s" / "a")] == [
         line["tokens"] for line in lines(tmp_path / "s" / "b")
