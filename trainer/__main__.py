@@ -27,7 +27,7 @@ from trainer.config import (
     TrainPlace,
 )
 from trainer.fence import FenceLost
-from trainer.launch import is_rank, launch, world_size
+from trainer.launch import is_rank, launch, processes
 from trainer.results import ExitCode, Record, Stage
 from trainer.settings import Settings, digest
 from trainer.volume import explain
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fault(str(error))
     if command in ("gc", "report"):
         return _on_files(settings[0])
-    return _other(command, settings)
+    return _other(command, settings, words)
 
 
 def _on_files(config: Settings) -> int:
@@ -115,13 +115,7 @@ def _train(settings: list[Settings], words: list[str], dry_run: bool) -> int:
     config, place = settings
     assert isinstance(config, TrainConfig)
     assert isinstance(place, TrainPlace)
-    if is_rank() and config.nproc != world_size():
-        if config.nproc != 1:
-            return _fault(
-                f"--nproc: must equal the number of launched processes ({world_size()}), got {config.nproc}; "
-                "leave it out under accelerate or torchrun"
-            )
-        config = config.model_copy(update={"nproc": world_size()})
+    config = config.model_copy(update={"nproc": processes(config.nproc)})
     try:
         fault = folder.check_folder(config, place)
         record = None if dry_run or fault else folder.finished(config, place)
@@ -169,7 +163,7 @@ def _train_here(config: TrainConfig, place: TrainPlace, dry_run: bool) -> Record
         leave_world()
 
 
-def _other(command: str, settings: list[Settings]) -> int:
+def _other(command: str, settings: list[Settings], words: list[str]) -> int:
     StopSignal().install()  # never deferred: results are published one by one
     if command == "fetch":
         (fetching,) = settings
@@ -195,6 +189,8 @@ def _other(command: str, settings: list[Settings]) -> int:
         return _guarded("export", place.run_id, write)
     assert isinstance(config, EvalConfig)
     assert isinstance(place, EvalPlace)
+    if place.nproc > 1 and not is_rank():
+        return launch(words, place.nproc)
 
     def measure() -> Record | None:
         from trainer.evaluate import evaluate

@@ -225,6 +225,9 @@ class EvalPlace(Settings):
     baselines_dir: str | None = Field(None, description="Shared teacher and ptq results.")
     run_id: str | None = Field(None, description="Name of the evaluation in its records.")
     tags: list[str] = Field(default=["eval"], description="Free labels.")
+    nproc: Int = Field(
+        1, ge=1, le=64, description="Processes (one per GPU) that share the work; no number depends on it."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute.")
     models_dir: str | None = Field(None, description="Where fetched models lie.")
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,22 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes files and records."""
         return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's items, dealt round robin: neighbours, which cost alike, are spread."""
+        return items[self.rank :: self.size]
+
+    def collect(self, own: Sequence[T]) -> list[T]:
+        """What all processes made of their shares, a value an item, in the items' order; equal everywhere."""
+        return undealt(self.gather(own))
+
+    def gather(self, own: T) -> list[T]:
+        """Each process's value by rank, equal everywhere; values of any picklable kind and size."""
+        if self.size == 1:
+            return [own]
+        values: list[T] = [own] * self.size
+        torch.distributed.all_gather_object(values, own)
+        return values
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each value summed over all processes, in float64."""
@@ -42,6 +61,12 @@ class World:
             count = parameter.numel()
             parameter.grad = flat[offset : offset + count].view_as(parameter).clone()
             offset += count
+
+
+def undealt(shares: Sequence[Sequence[T]]) -> list[T]:
+    """Items dealt round robin, in their order again."""
+    size = len(shares)
+    return [shares[place % size][place // size] for place in range(sum(map(len, shares)))]
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

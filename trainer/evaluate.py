@@ -1,5 +1,6 @@
-"""`python -m trainer eval`: teacher, ptq and adapters measured by one protocol, on one model, in one process.
+"""`python -m trainer eval`: teacher, ptq and adapters measured by one protocol, on one model.
 
+Several processes share batches and windows; each knows all results, the first alone writes and speaks.
 Results are files named by the hash of what they measure; a variant that is already there is not measured
 again, so an evaluation killed anywhere goes on where it was.
 """
@@ -19,6 +20,7 @@ from trainer.config import EvalConfig, EvalPlace, TrainConfig
 from trainer.durable import write_json
 from trainer.fetch import fetch_model
 from trainer.flags import UsageError
+from trainer.launch import is_first, processes
 from trainer.layout import ATTEMPT_ENV
 from trainer.models import default_models_dir, local_path, resolve_device
 from trainer.protocol import Plan, plan
@@ -27,6 +29,7 @@ from trainer.scores import BlockSums, Cell, Measured, publish, read, scores
 from trainer.settings import digest
 
 if TYPE_CHECKING:
+    from trainer.distributed import World
     from trainer.harness import Benchmark, Item
     from trainer.linear import Mode
     from trainer.perplexity import TextScorer
@@ -41,17 +44,20 @@ MODES: dict[VariantName, Mode] = {
 }
 
 
-def evaluate(config: EvalConfig, place: EvalPlace) -> Record:
-    """Measure what is not measured yet and return everything asked for as one record.
+def evaluate(config: EvalConfig, place: EvalPlace) -> Record | None:
+    """Measure what is not measured yet; everything asked for as one record, from the first process alone.
 
     Writes <baselines_dir>/<hash>/ for teacher and ptq, <run folder>/eval/<hash>/ for each adapter, and
     results.json in the output folder. Raises UsageError and ModelError for the user's faults, Diverged for
     scores that are not finite.
     """
+    # Bars of the libraries would be written between the progress lines. Read when the first of them loads.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    several = processes(place.nproc) > 1
     sources = find_adapters(config.lora_paths)
     for source in sources:
         if source.note:
-            sys.stderr.write(source.note + "\n")
+            _say(source.note)
     base = resolve_base(config, sources)
     device = resolve_device(place.device)
     models_dir = Path(place.models_dir) if place.models_dir else None
@@ -64,11 +70,28 @@ def evaluate(config: EvalConfig, place: EvalPlace) -> Record:
     missing = [cell for cell in cells if read(cell) is None]
     if ptq.result.is_file() and ptq not in cells and read(ptq) is None:
         missing.append(ptq)  # without it what is asked for would be compared with nothing
-    if missing:
-        _measure(missing, config, base, measure, device, models_dir, sources)
+    if missing or several:
+        from trainer.distributed import join_world, leave_world
+
+        world = join_world(device)
+        try:
+            # Another evaluation may have published between two processes' looks: the first one's counts.
+            missing = world.gather(missing)[0]
+            if missing:
+                _measure(missing, config, base, measure, world, models_dir, sources)
+        finally:
+            leave_world()
+    if not is_first():
+        return None
     record = _record(config, place, cells, ptq)
     write_json(output / RESULTS, record.model_dump(mode="json", exclude_none=True))
     return record
+
+
+def _say(text: str) -> None:
+    """One line for people; all processes would say the same."""
+    if is_first():
+        sys.stderr.write(text + "\n")
 
 
 def _record(config: EvalConfig, place: EvalPlace, cells: Sequence[Cell], ptq: Cell) -> Record:
@@ -129,13 +152,11 @@ def _measure(
     config: EvalConfig,
     base: TrainConfig,
     measure: Plan,
-    device: str,
+    world: World,
     models_dir: Path | None,
     sources: Sequence[AdapterSource],
 ) -> None:
-    """Load the model once and measure the cells one after another, publishing each as soon as it is known."""
-    # Bars of the libraries below would be written between the progress lines.
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    """Load the model and measure the cells one after another, publishing each as soon as it is known."""
     from trainer.models import load_model, load_tokenizer
     from trainer.perplexity import TextScorer, text_tokens
     from trainer.student import build_student
@@ -146,7 +167,7 @@ def _measure(
         from trainer.harness import load_benchmarks
 
         benchmarks = load_benchmarks(list(measure.tasks), config.task_data)
-    model = load_model(base.model_name, base.model_revision, base.mixed_precision, models_dir, device)
+    model = load_model(base.model_name, base.model_revision, base.mixed_precision, models_dir, world.device)
     tokenizer = load_tokenizer(base.model_name, base.model_revision, models_dir)
     if measure.text:
         _check_window(config.window, getattr(model.config, "max_position_embeddings", None))
@@ -158,7 +179,7 @@ def _measure(
     scorer: TextScorer | None = None
     if measure.text:
         tokens = text_tokens(measure.text, tokenizer, config.perplexity_tokens)
-        scorer = TextScorer(student, tokens, config.window, config.stride)
+        scorer = TextScorer(student, tokens, world, config.window, config.stride)
     parts = [*(["text"] if scorer else []), *measure.tasks]
     clock = Clock("eval" if config.lora_paths else "baseline", len(cells), parts)
     worn: AdapterSource | None = None
@@ -166,8 +187,9 @@ def _measure(
     for cell in cells:
         if cell.source and cell.source is not worn:
             worn, probe = cell.source, _wear(student, cell.source, base)
-        found = _score(cell, student, tokenizer, benchmarks, scorer, config, clock)
-        publish(cell, *found, measure, probe if cell.source else None)
+        found = _score(cell, student, tokenizer, benchmarks, scorer, config, clock, world)
+        if world.is_main:
+            publish(cell, *found, measure, probe if cell.source else None)
 
 
 def _check_window(window: int, longest: int | None) -> None:
@@ -195,7 +217,7 @@ def _wear(student: Student, source: AdapterSource, base: TrainConfig) -> dict[st
             f"token on its probe ({why}); its files, the model's or the libraries changed: bring the old back"
         )
     if not found.equal:
-        sys.stderr.write(f"{source.given}: not bit for bit the function trained, KL {found.kl:.1e} ({why})\n")
+        _say(f"{source.given}: not bit for bit the function trained, KL {found.kl:.1e} ({why})")
     return found._asdict()
 
 
@@ -207,6 +229,7 @@ def _score(
     scorer: TextScorer | None,
     config: EvalConfig,
     clock: Clock,
+    world: World,
 ) -> tuple[list[Item], BlockSums | None]:
     """(every item of every task, sums of the text's blocks) of one variant."""
     mode = MODES[cell.variant]
@@ -223,7 +246,8 @@ def _score(
     for benchmark in benchmarks:
         from trainer.harness import StudentLM, run
 
-        items += run(benchmark, StudentLM(student, tokenizer, mode, config.batch_size), config.limit)
+        model = StudentLM(student, tokenizer, mode, config.batch_size, world)
+        items += run(benchmark, model, config.limit)
         clock.done(cell.label, benchmark.name)
     return items, blocks
 
@@ -243,8 +267,13 @@ class Clock:
         usual = sum(self._took.values()) / len(self._took)
         left = sum(self._took.get(other, usual) for other in self._left)
         done = self._total - len(self._left)
-        report(
-            Progress(
-                stage=self._stage, done=done, total=self._total, what=f"{variant}: {part}", seconds_left=left
+        if is_first():
+            report(
+                Progress(
+                    stage=self._stage,
+                    done=done,
+                    total=self._total,
+                    what=f"{variant}: {part}",
+                    seconds_left=left,
+                )
             )
-        )

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from transformers import PreTrainedTokenizerBase
 
+    from trainer.distributed import World
     from trainer.linear import Mode
     from trainer.student import Student
 
@@ -96,7 +97,11 @@ class Benchmark:
 
 
 class StudentLM(TemplateLM):
-    """A student in one mode, as the harness sees it: log-likelihoods of continuations, nothing else."""
+    """A student in one mode, as the harness sees it: log-likelihoods of continuations, nothing else.
+
+    The harness's own `rank` and `world_size` stay 0 and 1: it would deal questions, so that batches, and in
+    bf16 the scores, would depend on the number of processes. `world` shares the batches that one would form.
+    """
 
     def __init__(
         self,
@@ -104,9 +109,11 @@ class StudentLM(TemplateLM):
         tokenizer: PreTrainedTokenizerBase,
         mode: Mode,
         batch_size: int,
+        world: World,
     ) -> None:
         super().__init__()
-        self.student, self.tokenizer, self.mode, self.batch_size = student, tokenizer, mode, batch_size
+        self.student, self.tokenizer, self.mode = student, tokenizer, mode
+        self.batch_size, self.world = batch_size, world
         self.max_length = int(getattr(student.model.config, "max_position_embeddings", None) or 2048)
 
     @property
@@ -136,7 +143,9 @@ class StudentLM(TemplateLM):
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
         tokens = [(context, continuation) for _, context, continuation in requests]
-        return score_continuations(self.student, self.mode, tokens, self.batch_size, self.max_length)
+        return score_continuations(
+            self.student, self.mode, tokens, self.batch_size, self.max_length, self.world
+        )
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         raise UsageError(

@@ -52,26 +52,30 @@ def heldout_examples(rows: Rows, tokenizer: PreTrainedTokenizerBase, config: Tra
 
 @torch.no_grad()
 def measure(session: Session) -> dict[str, float]:
-    """KL(teacher ‖ student) in nats a token and perplexity of the data's completions, over all processes."""
+    """KL(teacher ‖ student) in nats a token and perplexity of the data's completions.
+
+    The processes share whole batches, whose sums are added up in one order: no bit depends on their number.
+    """
     config, student, world = session.config, session.student, session.world
     size = max(1, config.per_device_train_batch_size // session.place.micro_batch_split)
     pad = session.tokenizer.pad_token_id or 0
-    kl, nll, tokens = 0.0, 0.0, 0
-    for part in micro_batches(session.heldout[world.rank :: world.size], size):
+    own: list[tuple[float, float, int]] = []
+    for part in world.share(list(micro_batches(session.heldout, size))):
         session.watchdog.beat()  # no safe point: the step's update is made, its line is not yet written
         batch = collate([(example.prompt, example.completion) for example in part], pad, world.device)
         targets_N = batch.ids_BT.roll(-1, dims=1)[batch.predicts_BT]
         teacher_NH, student_NH = (
             student.hidden(batch.ids_BT, mode=mode)[batch.predicts_BT] for mode in ("teacher", "student")
         )
+        kl, nll = 0.0, 0.0
         for rows in row_chunks(len(targets_N), len(student.head("student"))):
             log_p_NV = log_probs(teacher_NH[rows], student.head("teacher"))
             log_s_NV = log_probs(student_NH[rows], student.head("student"))
             nll -= float(log_s_NV.gather(1, targets_N[rows, None]).sum(dtype=torch.float64))
             kl += float((log_p_NV.exp() * (log_p_NV - log_s_NV)).sum(dtype=torch.float64))
-        tokens += len(targets_N)
-    kl, nll, total = world.sum([kl, nll, tokens])
-    return {"kl": kl / total, "ppl": math.exp(nll / total), "tokens": int(total)}
+        own.append((kl, nll, len(targets_N)))
+    kl, nll, tokens = map(sum, zip(*world.collect(own), strict=True))
+    return {"kl": kl / tokens, "ppl": math.exp(nll / tokens), "tokens": tokens}
 
 
 def record(session: Session, metrics: Mapping[str, Any]) -> None:

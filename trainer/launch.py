@@ -138,6 +138,26 @@ def is_rank() -> bool:
     return "RANK" in os.environ
 
 
+def is_first() -> bool:
+    """Whether this process writes and speaks: the first of those launched, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def processes(nproc: int) -> int:
+    """How many processes the work runs in: what the launcher says, else `nproc`.
+
+    Raises UsageError where both say a number and they differ.
+    """
+    if not is_rank() or nproc == world_size():
+        return nproc
+    if nproc != 1:
+        raise UsageError(
+            f"--nproc: must equal the number of launched processes ({world_size()}), got {nproc}; "
+            "leave it out under accelerate or torchrun"
+        )
+    return world_size()
+
+
 def world_size() -> int:
     """Number of processes that a launcher's environment names; 1 without one. Raises UsageError."""
     value = os.environ.get("WORLD_SIZE", "1")

@@ -11,6 +11,7 @@ from torch import Tensor
 from trainer.perplexity import log_probs, row_chunks
 
 if TYPE_CHECKING:
+    from trainer.distributed import World
     from trainer.linear import Mode
     from trainer.student import Student
 
@@ -18,31 +19,42 @@ Request = tuple[list[int], list[int]]
 """Tokens of a context and of its continuation; neither is empty."""
 Batch = dict[tuple[int, ...], list[int]]
 """Input tokens → numbers of the requests they answer."""
+Answer = tuple[float, bool]
+"""Log-likelihood of a continuation in nats, and whether greedy decoding gives it."""
 
 
 @torch.no_grad()
 def score_continuations(
-    student: Student, mode: Mode, requests: Sequence[Request], batch_size: int, max_length: int
-) -> list[tuple[float, bool]]:
-    """(log-likelihood in nats, whether greedy decoding gives it) of each continuation after its context."""
-    answers: list[tuple[float, bool]] = [(float("nan"), False)] * len(requests)
+    student: Student,
+    mode: Mode,
+    requests: Sequence[Request],
+    batch_size: int,
+    max_length: int,
+    world: World,
+) -> list[Answer]:
+    """The answer to each request, in their order, on every process; whole batches are shared among them."""
+    batches = input_batches(requests, batch_size, max_length)
+    own = [_answers(student, mode, requests, batch) for batch in world.share(batches)]
+    answers = {index: answer for answered in world.collect(own) for index, answer in answered.items()}
+    return [answers[index] for index in range(len(requests))]
+
+
+def _answers(student: Student, mode: Mode, requests: Sequence[Request], batch: Batch) -> dict[int, Answer]:
+    """The answers of one batch by the number of the request."""
     head_VH = student.head(mode)
-    for batch in input_batches(requests, batch_size, max_length):
-        hidden_BTH = student.hidden(_right_padded(list(batch), head_VH.device), mode=mode)
-        rows: list[Tensor] = []
-        targets: list[int] = []
-        spans: list[tuple[int, slice]] = []
-        for row, (inputs, indices) in enumerate(batch.items()):
-            for index in indices:
-                continuation = requests[index][1]
-                start = len(inputs) - len(continuation)
-                rows.append(hidden_BTH[row, start : len(inputs)])
-                spans.append((index, slice(len(targets), len(targets) + len(continuation))))
-                targets += continuation
-        scores_N, greedy_N = _score(torch.cat(rows), torch.tensor(targets, device=head_VH.device), head_VH)
-        for index, span in spans:
-            answers[index] = (float(scores_N[span].sum()), bool(greedy_N[span].all()))
-    return answers
+    hidden_BTH = student.hidden(_right_padded(list(batch), head_VH.device), mode=mode)
+    rows: list[Tensor] = []
+    targets: list[int] = []
+    spans: dict[int, slice] = {}
+    for row, (inputs, indices) in enumerate(batch.items()):
+        for index in indices:
+            continuation = requests[index][1]
+            start = len(inputs) - len(continuation)
+            rows.append(hidden_BTH[row, start : len(inputs)])
+            spans[index] = slice(len(targets), len(targets) + len(continuation))
+            targets += continuation
+    scores_N, greedy_N = _score(torch.cat(rows), torch.tensor(targets, device=head_VH.device), head_VH)
+    return {index: (float(scores_N[span].sum()), bool(greedy_N[span].all())) for index, span in spans.items()}
 
 
 def _score(rows_NH: Tensor, targets_N: Tensor, head_VH: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.attempt import Diverged
+from trainer.distributed import World
 from trainer.flags import UsageError
 from trainer.text import Text
 
@@ -84,35 +85,35 @@ def windows(tokens: int, window: int, stride: int) -> list[Window]:
 class TextScorer:
     """Scores one text under any mode of a student; the teacher's hidden states are computed once and kept.
 
-    tokens: int64 [tokens]. Raises Diverged from `score` when a score is not finite.
+    tokens: int64 [tokens]. world: who shares the windows. Raises Diverged from `score` when a score is not
+    finite.
     """
 
     student: Student
     tokens: Tensor
+    world: World
     window: int = 1024
     stride: int = 512
     _teacher_hidden: list[Tensor] = field(default_factory=list)
 
-    @property
-    def scored(self) -> int:
-        return len(self.tokens) - 1
-
     @torch.no_grad()
     def score(self, mode: Mode) -> TokenScores:
-        """Per-token scores of one mode, float64 [tokens - 1]."""
-        plan = windows(len(self.tokens), self.window, self.stride)
-        nll, kl = np.empty(self.scored), np.empty(self.scored)
-        for number, window in enumerate(plan):
-            teacher_NH = self._teacher(number, window)
-            hidden_NH = teacher_NH if mode == "teacher" else self._hidden(window, mode)
-            rows = slice(window.first - 1, window.end - 1)
-            targets_N = self.tokens[window.first : window.end].to(hidden_NH.device)
-            nll[rows], kl[rows] = self._rows(hidden_NH, teacher_NH, targets_N, mode)
+        """Per-token scores of one mode, float64 [tokens - 1], on every process."""
+        plan = self.world.share(windows(len(self.tokens), self.window, self.stride))
+        own = [self._window(number, window, mode) for number, window in enumerate(plan)]
+        nll, kl = map(np.concatenate, zip(*self.world.collect(own), strict=True))
         if not (np.isfinite(nll).all() and np.isfinite(kl).all()):
             raise Diverged(
                 f"perplexity: scores of {mode} must be finite, got nan or infinity; the weights are broken"
             )
         return TokenScores(nll, kl)
+
+    def _window(self, number: int, window: Window, mode: Mode) -> TokenScores:
+        """Scores of a window's scored tokens; number: which of this process's windows it is."""
+        teacher_NH = self._teacher(number, window)
+        hidden_NH = teacher_NH if mode == "teacher" else self._hidden(window, mode)
+        targets_N = self.tokens[window.first : window.end].to(hidden_NH.device)
+        return self._rows(hidden_NH, teacher_NH, targets_N, mode)
 
     def _hidden(self, window: Window, mode: Mode) -> Tensor:
         """Hidden states [scored rows, width] that predict the window's scored tokens."""
@@ -126,9 +127,7 @@ class TextScorer:
             self._teacher_hidden.append(self._hidden(window, "teacher").to("cpu", copy=True))
         return self._teacher_hidden[number].to(self.student.model.device)
 
-    def _rows(
-        self, hidden_NH: Tensor, teacher_NH: Tensor, targets_N: Tensor, mode: Mode
-    ) -> tuple[Floats, Floats]:
+    def _rows(self, hidden_NH: Tensor, teacher_NH: Tensor, targets_N: Tensor, mode: Mode) -> TokenScores:
         head_VH, teacher_head_VH = self.student.head(mode), self.student.head("teacher")
         nll, kl = [], []
         for rows in row_chunks(len(hidden_NH), len(head_VH)):
@@ -138,7 +137,7 @@ class TextScorer:
                 kl.append(torch.zeros_like(nll[-1]))
             else:
                 kl.append(_kl(log_probs(teacher_NH[rows], teacher_head_VH), log_s_NV))
-        return torch.cat(nll).double().cpu().numpy(), torch.cat(kl).double().cpu().numpy()
+        return TokenScores(torch.cat(nll).double().cpu().numpy(), torch.cat(kl).double().cpu().numpy())
 
 
 def _kl(log_p_NV: Tensor, log_s_NV: Tensor) -> Tensor:

@@ -124,15 +124,16 @@ def fetch_request(
 def eval_request(
     sweep: Sweep, uid: str | None, what: Measurement, attempt: int, overrides: Overrides
 ) -> JobRequest:
-    """The Job of an evaluation: one process, so one GPU at most."""
+    """The Job of an evaluation: a process for each GPU, and on a CPU one."""
+    gpus = sweep.spec.eval.gpus if sweep.spec.resources.gpus else 0
     place = EvalPlace(
         output_dir=f"{DUMP_MOUNT}/{sweep.metadata.name}/{what.unit.id}",
         baselines_dir=BASELINES_MOUNT,
         models_dir=MODELS_MOUNT,
         run_id=what.unit.id,
+        nproc=max(1, gpus),
     )
     args = ("eval", *to_flags(what.config), *to_flags(place))
-    gpus = min(1, sweep.spec.resources.gpus)
     resources = sweep.spec.resources.model_copy(update={"gpus": gpus})
     return _request(sweep, uid, what.unit, attempt, args, digest(what.config), resources, overrides)
 

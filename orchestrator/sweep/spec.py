@@ -235,6 +235,13 @@ class EvalSpec(Spec):
         description="Measured once per model, quantisation and tasks, and shared by sweeps.",
     )
     adaptersPerJob: Int = Field(1, ge=1, le=4, description="Adapters that one Job may measure.")
+    gpus: Int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="GPUs that share the work of one Job, one process each; no number depends on it. None "
+        "where resources.gpus is 0. Its cpu and memory are those of resources.",
+    )
 
 
 class SweepSpec(Spec):

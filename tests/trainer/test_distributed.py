@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
 from tests.trainer.fakes import TOY, toy_session
+from tests.trainer.worlds import run_ranks
 from trainer import train as loop
-from trainer.distributed import World
+from trainer.distributed import World, undealt
 
 SIZES = (1, 2, 4)
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -42,6 +38,14 @@ def test_the_shares_of_all_processes_are_the_global_batch(size: int, tmp_path: P
         assert together == whole
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 7, 10])
+def test_what_is_dealt_comes_back_in_order(count: int, size: int) -> None:
+    shares = [World(rank, size, torch.device("cpu")).share(range(count)) for rank in range(size)]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert undealt(shares) == list(range(count))
+
+
 @pytest.fixture(scope="module")
 def runs(
     tmp_path_factory: pytest.TempPathFactory, make_tiny_folder: Callable[[Path], Path]
@@ -49,29 +53,7 @@ def runs(
     """What every rank of every size saw, by case, size and rank; see tests/trainer/ranks.py."""
     folder = tmp_path_factory.mktemp("ranks")
     make_tiny_folder(folder / "model")
-    logs = [folder / f"{rank}.log" for rank in range(max(SIZES))]
-    processes = []
-    for rank, log in enumerate(logs):
-        with open(log, "w") as file:
-            process = psutil.Popen(
-                [sys.executable, "-m", "tests.trainer.ranks", str(folder), str(rank)],
-                cwd=ROOT,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
-        processes.append(process)
-
-    def ended(process: psutil.Process) -> None:
-        # The others would wait half an hour for one that died.
-        if process.returncode:
-            for other in processes:
-                if other.is_running():
-                    other.kill()
-
-    psutil.wait_procs(processes, callback=ended)
-    said = "\n".join(log.read_text() for log in logs)
-    assert [process.returncode for process in processes] == [0] * len(processes), said
+    run_ranks("tests.trainer.ranks", folder, max(SIZES))
     return {
         case: {
             size: [json.loads((folder / f"{case}-{size}-{rank}.json").read_text()) for rank in range(size)]

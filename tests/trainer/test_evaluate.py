@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 import trainer.models
+from tests.trainer.eval_ranks import SIZES
+from tests.trainer.worlds import ROOT, run_ranks
 from trainer.adapter import save_adapter
 from trainer.attempt import Diverged
 from trainer.bases import AdapterSource, check_codes, find_adapter, find_adapters, resolve_base
@@ -21,9 +28,19 @@ from trainer.config import DEFAULT_TASKS, EvalConfig, EvalPlace, TrainConfig
 from trainer.durable import write_json
 from trainer.evaluate import Clock, evaluate
 from trainer.flags import UsageError
-from trainer.layout import RunFolder
+from trainer.layout import TERMINATION_LOG_ENV, RunFolder
 from trainer.models import load_model
-from trainer.results import Protocol, Record, TaskScore, TextScore, VariantResult, dump_record, load_record
+from trainer.results import (
+    ExitCode,
+    Protocol,
+    Record,
+    TaskScore,
+    TextScore,
+    VariantResult,
+    dump_record,
+    load_record,
+)
+from trainer.settings import to_flags
 from trainer.student import build_student
 
 if TYPE_CHECKING:
@@ -177,6 +194,111 @@ def test_paired_numbers_equal_those_counted_from_the_files(
     assert ptq.text.nll_diff is None
     values = [variant.text.kl for variant in adapters if variant.text]
     assert len({round(value, 6) for value in values if value is not None}) == 4
+
+
+@pytest.mark.slow
+def test_several_processes_share_the_work_and_leave_the_files_of_one(
+    config: EvalConfig, trained: Path, tmp_path: Path
+) -> None:
+    """To the byte: answers with their log-likelihoods, block sums, scores; and nothing besides."""
+    for size in SIZES:
+        shutil.copytree(trained, tmp_path / str(size) / "sweep")
+    own = config.model_copy(update={"lora_paths": [f"sweep/{RUNS[0]}"], "batch_size": 3})
+    place = EvalPlace(output_dir="out", baselines_dir="baselines", run_id="eval-1", device="cpu")
+    settings = {"config": own.model_dump(mode="json"), "place": place.model_dump(mode="json")}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    run_ranks("tests.trainer.eval_ranks", tmp_path, max(SIZES))
+    one, *others = (
+        {
+            str(file.relative_to(tmp_path / str(size))): file.read_bytes()
+            for file in (tmp_path / str(size)).rglob("*")
+            if file.is_file()
+        }
+        for size in SIZES
+    )
+    assert len([name for name in one if ".items." in name]) == 4
+    for other in others:
+        assert other == one
+    forwards = {
+        size: [int((tmp_path / f"forwards-{size}-{rank}").read_text()) for rank in range(size)]
+        for size in SIZES
+    }
+    for shares in forwards.values():
+        assert sum(shares) == forwards[1][0]
+        # Each cell deals a text and a task: as many times may one process have one more.
+        assert max(shares) - min(shares) <= 4 * 2
+    spoken = [line for rank in (1, 2) for line in (tmp_path / f"{rank}.log").read_text().splitlines()]
+    assert not [line for line in spoken if line.startswith("[eval]")]
+
+
+def launched(config: EvalConfig, place: EvalPlace) -> subprocess.Popen[str]:
+    """`python -m trainer eval --nproc 2`, which leaves its record beside the output folder."""
+    flags = [*to_flags(config), *to_flags(place.model_copy(update={"nproc": 2}))]
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer", "eval", *flags],
+        cwd=ROOT,
+        env={**os.environ, TERMINATION_LOG_ENV: f"{place.output_dir}.record"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def record_of(place: EvalPlace) -> Record:
+    record = load_record(Path(f"{place.output_dir}.record").read_bytes())
+    assert record is not None
+    return record
+
+
+@pytest.mark.slow
+def test_the_command_line_starts_them_and_tells_everything_once(
+    config: EvalConfig, place: EvalPlace, sweep: Path
+) -> None:
+    one = config.model_copy(update={"lora_paths": config.lora_paths[:1], "variants": ["adapter"]})
+    process = launched(one, place)
+    text = process.communicate()[0]
+    assert process.returncode == 0, text
+    lines = [line for line in text.splitlines() if line.startswith("[eval]")]
+    assert [line.split()[1] for line in lines] == [f"{number}/6" for number in range(1, 7)]
+    again = evaluate(one, place)
+    assert again is not None
+    assert record_of(place) == load_record(dump_record(again)), "by one process, from the files"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stop", "code"),
+    [("the launcher is told to", ExitCode.AGAIN), ("a rank is killed", 128 + signal.SIGKILL)],
+)
+def test_processes_end_together(
+    config: EvalConfig, place: EvalPlace, tmp_path: Path, stop: str, code: int
+) -> None:
+    """The second part takes far longer than a signal does."""
+    rows = [
+        {
+            "question": f"Is {number} odd?",
+            "choices": {"text": ["yes", "no"], "label": ["A", "B"]},
+            "answerKey": "A",
+        }
+        for number in range(1000)
+    ]
+    (tmp_path / "arc_easy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    long = {"tasks": ["arc_easy"], "task_data": str(tmp_path), "limit": None, "batch_size": 1}
+    process = launched(config.model_copy(update=long), place)
+    assert process.stdout is not None
+    assert any(line.startswith("[eval] 1/") for line in process.stdout)
+    ranks = psutil.Process(process.pid).children()
+    assert len(ranks) == 2
+    if stop == "a rank is killed":
+        ranks[1].kill()
+    else:
+        process.send_signal(signal.SIGTERM)
+    text = process.communicate()[0]
+    assert process.returncode == code, text
+    assert not [rank for rank in ranks if rank.is_running()]
+    assert not Path(str(place.baselines_dir)).exists(), "nothing was measured whole"
+    if code == ExitCode.AGAIN:
+        assert record_of(place).exit_code == code
 
 
 def test_a_second_evaluation_loads_no_model_and_says_the_same(

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from tests.trainer.fakes import TOY, result, toy_session
+from tests.trainer.worlds import ALONE, played
 from trainer import heldout
 from trainer.config import TrainConfig
 from trainer.data import DataError, Example, is_heldout
+from trainer.distributed import World
 from trainer.heldout import best_step, heldout_examples, is_over, measure
 from trainer.layout import RunFolder
 from trainer.train import train
@@ -70,6 +72,22 @@ def test_kl_and_perplexity_are_those_of_each_completion_token(tmp_path: Path, ba
     assert found["tokens"] == tokens == 6
     assert found["kl"] == pytest.approx(kl / tokens, rel=1e-5)
     assert found["ppl"] == pytest.approx(float(torch.tensor(nll / tokens).exp()), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_it_is_to_the_bit_that_of_one_process(tmp_path: Path, size: int) -> None:
+    """Five batches; any other order of their sums, or other batches, would round otherwise."""
+    session = toy_session(tmp_path, TOY.model_copy(update={"per_device_train_batch_size": 2}))
+    session.heldout = EXAMPLES * 3
+    with torch.no_grad():
+        student: Any = session.student
+        student.parts["layer.lora_B"].normal_(generator=torch.Generator().manual_seed(2))
+
+    def measured(world: World) -> dict[str, float]:
+        session.world = world
+        return measure(session)
+
+    assert played(size, measured) == measured(ALONE)
 
 
 def _config(**fields: Any) -> TrainConfig:

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.trainer.worlds import ALONE, played
 from trainer import perplexity
 from trainer.attempt import Diverged
 from trainer.config import TrainConfig
+from trainer.distributed import World
 from trainer.flags import UsageError
-from trainer.perplexity import TextScorer, text_tokens, windows
+from trainer.perplexity import TextScorer, TokenScores, text_tokens, windows
 from trainer.quant import quantise_weight
 from trainer.student import Student, build_student
 from trainer.text import Text, load_text, split_topics, text_sha256, topics_text
@@ -89,7 +91,7 @@ def reference(original: PreTrainedModel, student: Student, mode: str, tokens: to
 def test_scores_equal_a_naive_float64_loop(
     mode: Any, original: PreTrainedModel, student: Student, tokens: torch.Tensor
 ) -> None:
-    scores = TextScorer(student, tokens, WINDOW, STRIDE).score(mode)
+    scores = TextScorer(student, tokens, ALONE, WINDOW, STRIDE).score(mode)
     log_q = reference(original, student, mode, tokens)
     log_p = reference(original, student, "teacher", tokens)
     nll = -log_q.gather(1, tokens[1:, None]).squeeze(1)
@@ -102,7 +104,7 @@ def test_scores_equal_a_naive_float64_loop(
 def test_variants_differ_so_that_the_comparison_means_something(
     student: Student, tokens: torch.Tensor
 ) -> None:
-    scorer = TextScorer(student, tokens, WINDOW, STRIDE)
+    scorer = TextScorer(student, tokens, ALONE, WINDOW, STRIDE)
     kl = {mode: scorer.score(mode).kl.mean() for mode in ("ptq", "student", "merged")}  # type: ignore[arg-type]
     assert min(kl.values()) > 1e-3
     assert len({round(value, 6) for value in kl.values()}) == 3
@@ -111,9 +113,9 @@ def test_variants_differ_so_that_the_comparison_means_something(
 def test_scores_do_not_depend_on_the_rows_of_logits_alive(
     student: Student, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = TextScorer(student, tokens, WINDOW, STRIDE).score("ptq")
+    whole = TextScorer(student, tokens, ALONE, WINDOW, STRIDE).score("ptq")
     monkeypatch.setattr(perplexity, "LOGITS_BYTES", 7 * 4 * perplexity.LIVE_COPIES * 320)
-    parts = TextScorer(student, tokens, WINDOW, STRIDE).score("ptq")
+    parts = TextScorer(student, tokens, ALONE, WINDOW, STRIDE).score("ptq")
     np.testing.assert_allclose(parts.nll, whole.nll, atol=1e-6)
     np.testing.assert_allclose(parts.kl, whole.kl, atol=1e-6)
 
@@ -124,11 +126,24 @@ def test_teacher_runs_once_for_all_variants(
     modes: list[str] = []
     hidden = student.hidden
     monkeypatch.setattr(student, "hidden", lambda ids, mode: (modes.append(mode), hidden(ids, mode=mode))[1])
-    scorer = TextScorer(student, tokens, WINDOW, STRIDE)
+    scorer = TextScorer(student, tokens, ALONE, WINDOW, STRIDE)
     for mode in ("teacher", "ptq", "student"):
         scorer.score(mode)  # type: ignore[arg-type]
     steps = len(windows(TOKENS, WINDOW, STRIDE))
     assert [modes.count(mode) for mode in ("teacher", "ptq", "student")] == [steps] * 3
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+@pytest.mark.parametrize("mode", ["teacher", "student"])
+def test_scores_are_to_the_bit_those_of_one_process(
+    student: Student, tokens: torch.Tensor, mode: Any, size: int
+) -> None:
+    def scores(world: World) -> TokenScores:
+        return TextScorer(student, tokens, world, WINDOW, STRIDE).score(mode)
+
+    assert len(windows(TOKENS, WINDOW, STRIDE)) == 4, "some of seven have nothing to do"
+    for ours, alone in zip(played(size, scores), scores(ALONE), strict=True):
+        np.testing.assert_array_equal(ours, alone)
 
 
 def test_scores_that_are_not_finite_are_an_error(student: Student, tokens: torch.Tensor) -> None:
@@ -136,7 +151,7 @@ def test_scores_that_are_not_finite_are_an_error(student: Student, tokens: torch
     with torch.no_grad():
         next(iter(broken.linears.values())).lora_B.fill_(float("nan"))
     with pytest.raises(Diverged, match="finite"):
-        TextScorer(broken, tokens, WINDOW, STRIDE).score("student")
+        TextScorer(broken, tokens, ALONE, WINDOW, STRIDE).score("student")
 
 
 @pytest.mark.parametrize("tokens", [2, 63, 64, 65, 96, 97, 1000, 2048])

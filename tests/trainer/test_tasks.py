@@ -15,10 +15,12 @@ import lm_eval.tasks
 import pytest
 import torch
 
+from tests.trainer.worlds import ALONE, played
 from trainer.attempt import Diverged
 from trainer.config import TrainConfig
+from trainer.distributed import World
 from trainer.flags import UsageError
-from trainer.harness import StudentLM, load_benchmarks, run
+from trainer.harness import Item, StudentLM, load_benchmarks, run
 from trainer.likelihood import input_batches
 from trainer.student import Student, build_student
 from trainer.tasks import FOLDER, own_tasks, source_sha256
@@ -101,7 +103,7 @@ def test_everyday_runs_by_its_name_with_every_item(
     student: Student, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     (benchmark,) = load_benchmarks(["everyday"])
-    items = run(benchmark, StudentLM(student, tiny_tokenizer, "ptq", 16), None)
+    items = run(benchmark, StudentLM(student, tiny_tokenizer, "ptq", 16, ALONE), None)
     assert [item.id for item in items] == list(range(len(read_rows(FOLDER / "everyday.jsonl"))))
     for item, row in zip(items, read_rows(FOLDER / "everyday.jsonl"), strict=True):
         best = max(range(4), key=item.loglikelihoods.__getitem__)
@@ -112,7 +114,7 @@ def test_loglikelihood_of_one_question_worked_by_hand(
     student: Student, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     (benchmark,) = load_benchmarks(["everyday"])
-    (item,) = run(benchmark, StudentLM(student, tiny_tokenizer, "student", 4), 1)
+    (item,) = run(benchmark, StudentLM(student, tiny_tokenizer, "student", 4, ALONE), 1)
     row = read_rows(FOLDER / "everyday.jsonl")[0]
     prompt = f"Question: {row['question']}\nAnswer:"
     for choice, answered in zip(row["choices"], item.loglikelihoods, strict=True):
@@ -139,7 +141,7 @@ def test_answers_equal_those_of_lm_evals_own_model(
     original = make_model("llama", seed=3)
     teacher = build_student(copy.deepcopy(original), TrainConfig(quant_type="none", lora_r=1))
     (benchmark,) = load_benchmarks([name], str(task_data))
-    ours = run(benchmark, StudentLM(teacher, tiny_tokenizer, "teacher", 3), 12)
+    ours = run(benchmark, StudentLM(teacher, tiny_tokenizer, "teacher", 3, ALONE), 12)
     theirs = run(benchmark, HFLM(pretrained=original, tokenizer=tiny_tokenizer, batch_size=5), 12)  # type: ignore[arg-type]
     assert [item[:4] for item in ours] == [item[:4] for item in theirs]
     for one, other in zip(ours, theirs, strict=True):
@@ -167,7 +169,7 @@ def test_local_rows_are_asked_as_the_harness_asks(
         " A",
     )
     assert sorted(benchmarks["mmlu"].tasks) == ["mmlu_anatomy", "mmlu_astronomy"]
-    items = run(benchmarks["mmlu"], StudentLM(student, tiny_tokenizer, "ptq", 8), None)
+    items = run(benchmarks["mmlu"], StudentLM(student, tiny_tokenizer, "ptq", 8, ALONE), None)
     assert [(item.subtask, item.id) for item in items] == [
         ("mmlu_anatomy", 0),
         ("mmlu_anatomy", 1),
@@ -188,7 +190,7 @@ def test_a_task_file_of_ones_own_runs(
     (tmp_path / "mine.yaml").write_text(own)
     (tmp_path / "mine.jsonl").write_text('{"question": "Up?", "choices": ["no", "yes"], "answer": 1}\n')
     (benchmark,) = load_benchmarks([str(tmp_path / "mine.yaml")])
-    (item,) = run(benchmark, StudentLM(student, tiny_tokenizer, "teacher", 8), None)
+    (item,) = run(benchmark, StudentLM(student, tiny_tokenizer, "teacher", 8, ALONE), None)
     assert (item.task, len(item.loglikelihoods)) == ("mine", 2)
 
 
@@ -202,9 +204,24 @@ def test_scores_of_a_task_do_not_depend_on_the_batch_size_in_float32(
     student: Student, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     (benchmark,) = load_benchmarks(["everyday"])
-    one, many = (run(benchmark, StudentLM(student, tiny_tokenizer, "merged", size), 6) for size in (1, 32))
+    one, many = (
+        run(benchmark, StudentLM(student, tiny_tokenizer, "merged", size, ALONE), 6) for size in (1, 32)
+    )
     for a, b in zip(one, many, strict=True):
         assert a.loglikelihoods == pytest.approx(b.loglikelihoods, abs=2e-4)
+
+
+@pytest.mark.parametrize("size", [2, 3, 50])
+def test_answers_are_to_the_bit_those_of_one_process(
+    student: Student, tiny_tokenizer: PreTrainedTokenizerFast, size: int
+) -> None:
+    """Batches of three: dealt otherwise, rows would be padded otherwise. 50: some have nothing to do."""
+
+    def answers(world: World) -> list[Item]:
+        (benchmark,) = load_benchmarks(["everyday"])
+        return run(benchmark, StudentLM(student, tiny_tokenizer, "student", 3, world), 12)
+
+    assert played(size, answers) == answers(ALONE)
 
 
 def test_loglikelihoods_that_are_not_finite_are_an_error(
@@ -215,7 +232,7 @@ def test_loglikelihoods_that_are_not_finite_are_an_error(
         next(iter(broken.linears.values())).lora_B.fill_(float("nan"))
     (benchmark,) = load_benchmarks(["everyday"])
     with pytest.raises(Diverged, match="everyday: log-likelihoods must be finite"):
-        run(benchmark, StudentLM(broken, tiny_tokenizer, "student", 8), 2)
+        run(benchmark, StudentLM(broken, tiny_tokenizer, "student", 8, ALONE), 2)
 
 
 def test_unknown_tasks_and_missing_rows_are_all_said_at_once(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from orchestrator.controller.observed import Control, EvalRequest
 from orchestrator.controller.status import run_states
 from tests.orchestrator.controller.scene import Scene, a_sweep
@@ -49,6 +51,22 @@ def test_a_baseline_measures_no_adapter_on_the_base_of_the_runs() -> None:
     assert (config.lora_paths, config.quant_type) == ([], "bnb_nf4")
     assert (config.eval_teacher, config.eval_ptq) == (True, True)
     assert place.baselines_dir == "/data/dump/.baselines"
+
+
+@pytest.mark.parametrize(
+    ("of_a_run", "asked", "gpus", "nproc"),
+    [(1, 1, 1, 1), (8, 1, 1, 1), (1, 4, 4, 4), (8, 8, 8, 8), (0, 4, 0, 1)],
+    ids=["as trained", "one by default", "more than a run", "as many", "on the CPU"],
+)
+def test_an_evaluation_has_the_gpus_it_asks_for_and_a_process_for_each(
+    of_a_run: int, asked: int, gpus: int, nproc: int
+) -> None:
+    scene = Scene(a_sweep(2, eval={"gpus": asked}, resources={"gpus": of_a_run})).fetched().trained("r0")
+    first = scene.requests[scene.live("baseline")[0]].request
+    scene.measured("baseline")
+    for request in (first, scene.requests[scene.live("eval")[0]].request):
+        _, place = flags.parse(request.args[1:], EvalConfig, EvalPlace)
+        assert (request.resources.gpus, place.nproc) == (gpus, nproc)
 
 
 def test_adapters_fill_jobs_in_the_order_in_which_they_come() -> None:
