@@ -171,6 +171,9 @@ class TrainPlace(Settings):
     rollout: RolloutEngine = Field(
         "auto", description="Who decodes: our decoder, its plain twin, or auto (plain where it must be)."
     )
+    cuda_graphs: bool = Field(
+        True, description="CUDA: our decoder replays recorded steps once they agree with plain ones."
+    )
     deterministic: bool = Field(False, description="CUDA: refuse operations that vary by run.")
 
 

@@ -13,6 +13,7 @@ from trainer.data import TrainData, load_rows
 from trainer.distributed import World
 from trainer.fence import Fence
 from trainer.folder import run_folder
+from trainer.graphs import Graphs
 from trainer.heldout import heldout_examples
 from trainer.layout import RunFolder
 from trainer.loss_kernel import choose_kernel
@@ -53,7 +54,8 @@ def prepare(config: TrainConfig, place: TrainPlace, world: World, stop: StopSign
     )
     student = build_student(model, config)
     stops = stop_tokens(student, tokenizer.eos_token_id)
-    rollouts = Rollouts(student, place.rollout)
+    graphs = Graphs() if place.cuda_graphs and world.device.type == "cuda" else None
+    rollouts = Rollouts(student, place.rollout, graphs)
     fence = Fence(folder)
     teacher_root, teacher = _teacher_root(folder), ""
     if config.seq_kd or config.teacher_topk:
