@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trainer.graphs import Graphs
     from trainer.linear import Mode
     from trainer.student import Student
+    from trainer.vllm_rollouts import VllmRollouts
 
 CHECKED_ROWS, CHECKED_TOKENS = 8, 8
 """How much of the first batch is computed a second time."""
@@ -48,22 +49,29 @@ def sample(
 
 
 class Rollouts:
-    """The sampling of one student. engine: `auto` is our decoder, or plain where it does not serve the model.
+    """The sampling of one student. engine: `auto` is our decoder, or plain where it does not serve the model;
+    vllm: who writes in mode `rollout` instead, if any.
 
     reason: why plain, or None. graphs: of the student's decode steps, where they are wanted.
     Raises UsageError for `native` where it does not.
     """
 
     def __init__(
-        self, student: Student, engine: RolloutEngine = "auto", graphs: Graphs | None = None
+        self,
+        student: Student,
+        engine: RolloutEngine = "auto",
+        graphs: Graphs | None = None,
+        vllm: VllmRollouts | None = None,
     ) -> None:
-        self._student, self._engine, self._graphs = student, engine, graphs
+        self._student, self._engine, self._graphs, self._vllm = student, engine, graphs, vllm
         self.reason: str | None = "asked for" if engine == "plain" else None
         self._checked = False
 
     @property
     def how(self) -> str:
         """What the bits of a rollout depend on here, for the conditions of exact resume."""
+        if self._vllm:
+            return "vllm"
         if self.reason is not None:
             return "plain"
         return "native, CUDA graphs" if self._graphs and self._graphs.fault is None else "native"
@@ -86,6 +94,8 @@ class Rollouts:
         """
         # One change of mode for all tokens: with checkpointing each change walks every module.
         with self._student.mode(mode), evaluating(self._student.model):
+            if self._vllm and mode == "rollout":
+                return self._vllm.decode(prompts, draws, sampler, check, trace)
             if self.reason is None:
                 written = self._native(prompts, draws, sampler, mode, check, trace)
                 if written is not None:
