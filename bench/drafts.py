@@ -61,7 +61,7 @@ def pass_seconds(student: Student, rows: int, tokens: int, repeats: int) -> floa
     found = []
     with student.mode("rollout"):
         for _ in range(repeats):
-            batch = Batch(student, "rollout", rows, tokens, tokens)
+            batch = Batch(student, "rollout", rows, tokens)
             batch.begin([tokens] * rows)
             start = time.process_time()
             batch.read([[7] * tokens] * rows, slice(0, rows))

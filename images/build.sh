@@ -6,6 +6,11 @@ cd "$(dirname "$0")/.."
 . images/engine.sh
 
 main() {
+  case ${VARIANT:-} in
+    '') ;;
+    vllm) [ -z "${EXTRAS:-}" ] || fail "VARIANT: vllm has no extras, got EXTRAS=$EXTRAS; leave one of them out" ;;
+    *) fail "VARIANT: must be vllm, got $VARIANT; leave it out for the usual trainer" ;;
+  esac
   find_engine
   [ $# -gt 0 ] || set -- controller trainer
   for target; do
@@ -19,6 +24,7 @@ build() {
   local arguments=(--file images/Dockerfile --target "$1")
   [ -z "${BASE_IMAGE:-}" ] || arguments+=(--build-arg "BASE_IMAGE=$BASE_IMAGE")
   [ -z "${EXTRAS:-}" ] || arguments+=(--build-arg "EXTRAS=$EXTRAS")
+  [ -z "${VARIANT:-}" ] || arguments+=(--build-arg "VARIANT=$VARIANT")
   # Mounted while something is downloaded, never kept: a proxy's certificates and where packages come from.
   local bundle=${CA_BUNDLE:-${SSL_CERT_FILE:-}}
   [ -z "$bundle" ] ||

@@ -43,6 +43,7 @@ DOORS = {
     "gguf": ("trainer/export/",),
     "matplotlib": ("trainer/report/plots.py",),
     "scipy": ("trainer/report/contrast.py",),
+    "vllm": ("trainer/vllm_rollouts.py",),
     "lm_eval": ("trainer/evaluate.py", "trainer/harness.py"),
 }
 """Outside things and the only files, or folders, that import them."""

@@ -14,7 +14,7 @@ from trainer.settings import Float, Int, Settings
 QuantType = Literal["int4", "int4_sym", "bnb_nf4", "bnb_fp4", "none"]
 Dtype = Literal["bf16", "fp32"]
 LoraOrder = Literal["outside", "inside"]
-RolloutEngine = Literal["auto", "native", "plain"]
+RolloutEngine = Literal["auto", "native", "plain", "vllm"]
 AdapterForm = Literal["adapter", "merged"]
 ExportFormat = Literal["peft", "bf16", "compressed-tensors", "gguf", "gguf-lora"]
 OWN_TASKS = frozenset({"everyday"})
@@ -169,7 +169,15 @@ class TrainPlace(Settings):
         True, description="Micro-batches of sequences of like length: less padding, the same step."
     )
     rollout: RolloutEngine = Field(
-        "auto", description="Who decodes: our decoder, its plain twin, or auto (plain where it must be)."
+        "auto",
+        description="Who decodes: our decoder, its plain twin, or auto (plain where it must be); vllm for "
+        "rollouts, where the image has it, and auto for the rest.",
+    )
+    vllm_memory: Float = Field(
+        0.3, gt=0, lt=1, description="rollout vllm: share of the GPU's memory it may take while it writes."
+    )
+    cuda_graphs: bool = Field(
+        True, description="CUDA: our decoder replays recorded steps once they agree with plain ones."
     )
     deterministic: bool = Field(False, description="CUDA: refuse operations that vary by run.")
 

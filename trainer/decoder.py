@@ -7,6 +7,7 @@ positions are ours. The twin is `trainer.plain`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from trainer.noise import Draw, Noise, Sampler, Trace, choose
 
 if TYPE_CHECKING:
+    from trainer.graphs import Graphs
     from trainer.linear import Mode
     from trainer.student import Student
 
@@ -68,10 +70,12 @@ def fill_holes(stay: Sequence[int], size: int) -> list[tuple[int, int]]:
 class Slots:
     """Which rows and slots of the cache the next forward writes and attends; shared by all layers.
 
-    It writes [start, end) and attends [first, end)."""
+    It writes [start, end) and attends [first, end). index: where it writes one slot that only the device
+    knows, in place of start."""
 
     def __init__(self, rows: int, length: int) -> None:
         self.size, self.length = rows, length
+        self.index: Tensor | None = None
         self.rows, self.first, self.start, self.end = slice(0, rows), 0, 0, 0
 
 
@@ -97,8 +101,12 @@ class SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         slots = self.slots
         keys, values = self.keys[slots.rows], self.values[slots.rows]
-        keys[:, :, slots.start : slots.end] = key_states
-        values[:, :, slots.start : slots.end] = value_states
+        if slots.index is not None:
+            keys.index_copy_(2, slots.index, key_states)
+            values.index_copy_(2, slots.index, value_states)
+        else:
+            keys[:, :, slots.start : slots.end] = key_states
+            values[:, :, slots.start : slots.end] = value_states
         return keys[:, :, slots.first : slots.end], values[:, :, slots.first : slots.end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -118,9 +126,9 @@ class Batch:
     Only the first rows are alive; who ends gives its place to a later row.
     """
 
-    def __init__(self, student: Student, mode: Mode, rows: int, width: int, length: int) -> None:
-        self.student, self.mode, self.width = student, mode, width
-        self.device = student.lora_parameters()[0].device
+    def __init__(self, student: Student, mode: Mode, rows: int, length: int) -> None:
+        self.student, self.mode, self.width = student, mode, 0
+        self.device, self.dtype = student.lora_parameters()[0].device, student.head(mode).dtype
         config = student.model.config.get_text_config()
         self.slots = Slots(rows, length)
         layers = [SlotLayer(self.slots) for _ in range(config.num_hidden_layers)]
@@ -131,10 +139,15 @@ class Batch:
         self.places = torch.arange(length, device=self.device)
         self.pads = torch.zeros(rows, dtype=torch.long, device=self.device)
         self.valid = torch.zeros(rows, length, dtype=torch.bool, device=self.device)
+        # What a step reads that may be a graph: its inputs stand where they stood.
+        self.tokens = torch.zeros(rows, dtype=torch.long, device=self.device)
+        self.index = torch.zeros(1, dtype=torch.long, device=self.device)
 
     def begin(self, lengths: Sequence[int]) -> None:
-        """Take rows of these prompt lengths, in tokens, at most `width` each."""
-        self.pads.copy_(torch.tensor([self.width - length for length in lengths]))
+        """Take rows of these prompt lengths, in tokens; those that the batch has beyond are of no meaning."""
+        self.width = max(lengths)
+        self.pads.zero_()
+        self.pads[: len(lengths)] = torch.tensor([self.width - length for length in lengths])
         self.valid.copy_(self.places >= self.pads[:, None])
 
     def read(self, prompts: Sequence[Sequence[int]], rows: slice) -> Tensor:
@@ -142,7 +155,7 @@ class Batch:
         longest = max(map(len, prompts))
         slots = self.slots
         slots.rows, slots.start, slots.end = rows, self.width - longest, self.width
-        slots.first = slots.start
+        slots.first, slots.index = slots.start, None
         ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
         span = self.places[slots.start : slots.end]
         # A row of padding sees itself: a softmax over nothing would be nan.
@@ -155,10 +168,27 @@ class Batch:
         """Write `tokens` [alive] in slot `end - 1`; returns logits [alive, vocabulary] after them."""
         slots = self.slots
         slots.rows, slots.start, slots.end = slice(0, len(tokens)), end - 1, end
-        slots.first = 0
+        slots.first, slots.index = 0, None
         seen = self.valid[slots.rows, None, :end]
         span = self.places[end - 1 : end]
         return self._logits(tokens[:, None], seen, span, (span - self.pads[slots.rows, None]))
+
+    def aim(self, tokens: Tensor, end: int) -> None:
+        """Say on the device what `static_step` reads: `tokens` [alive], to be written in slot `end - 1`."""
+        self.tokens[: len(tokens)] = tokens
+        self.index.fill_(end - 1)
+
+    def static_step(self, rows: int, end: int) -> Tensor:
+        """`step` of the first `rows` as `aim` says, over all slots before `end` under a mask.
+
+        Nothing in it depends on what changes from step to step but by tensors that stay where they are. Rows
+        that are not alive compute what nobody reads.
+        """
+        slots = self.slots
+        slots.rows, slots.first, slots.start, slots.end = slice(0, rows), 0, end - 1, end
+        slots.index = self.index
+        seen = self.valid[:rows, None, :end] & (self.places[:end] <= self.index)
+        return self._logits(self.tokens[:rows, None], seen, self.index, self.index - self.pads[:rows, None])
 
     def _logits(self, ids_BT: Tensor, seen_BTL: Tensor, span: Tensor, positions: Tensor) -> Tensor:
         mask: Any = seen_BTL[:, None]
@@ -190,11 +220,19 @@ def decode(
     mode: Mode,
     check: Callable[[], None],
     trace: Trace | None = None,
+    graphs: Graphs | None = None,
 ) -> list[list[int]]:
-    """One completion for each prompt, in their order; see `trainer.rollout.Rollouts.sample`."""
+    """One completion for each prompt, in their order; see `trainer.rollout.Rollouts.sample`.
+
+    graphs: replay steps where they can; for mode `rollout` alone.
+    """
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     lengths = [len(prompts[number]) for number in order]
-    batch = Batch(student, mode, len(prompts), lengths[0], lengths[0] + sampler.max_new_tokens)
+    slots = lengths[0] + sampler.max_new_tokens
+    batch = (
+        graphs.batch(student, len(prompts), slots) if graphs else Batch(student, mode, len(prompts), slots)
+    )
+    step = partial(graphs.step, batch) if graphs else batch.step
     noise = Noise(sampler, batch.device)
     check()
     batch.begin(lengths)
@@ -221,5 +259,5 @@ def decode(
             places[to] = origin
         alive = [alive[place] for place in places]
         check()
-        logits = batch.step(tokens[places], end + 1)
+        logits = step(tokens[places], end + 1)
     return completions

@@ -79,6 +79,10 @@ class Trace:
         """The next token of these sequences, with the log-probabilities it was drawn from."""
         self._parts.append((list(rows), log_p_BV.gather(1, tokens_B[:, None])[:, 0]))
 
+    def take(self, row: int, values: Sequence[float]) -> None:
+        """All log-probabilities of one sequence, where another engine has written it."""
+        self._parts += [([row], torch.tensor([value], dtype=torch.float64)) for value in values]
+
     def log_probs(self, written: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
         """Nats, one for each token of each sequence."""
         found: list[list[float]] = [[] for _ in written]

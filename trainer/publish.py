@@ -151,7 +151,7 @@ def overrides(session: Session) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     found = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "tokenizers", "datasets", "bitsandbytes", "orch"):
+    for package in ("torch", "transformers", "tokenizers", "datasets", "bitsandbytes", "vllm", "orch"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -57,7 +57,7 @@ def conditions(session: Session) -> dict[str, Any]:
         "micro_batch_split": place.micro_batch_split,
         "deterministic": place.deterministic,
         "length_buckets": place.length_buckets,
-        "rollout": "plain" if session.rollouts.reason else "native",
+        "rollout": session.rollouts.how,
     }
 
 

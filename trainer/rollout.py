@@ -18,8 +18,10 @@ from trainer.noise import Draw, Noise, Sampler, Trace, scores
 
 if TYPE_CHECKING:
     from trainer.config import RolloutEngine
+    from trainer.graphs import Graphs
     from trainer.linear import Mode
     from trainer.student import Student
+    from trainer.vllm_rollouts import VllmRollouts
 
 CHECKED_ROWS, CHECKED_TOKENS = 8, 8
 """How much of the first batch is computed a second time."""
@@ -47,15 +49,32 @@ def sample(
 
 
 class Rollouts:
-    """The sampling of one student. engine: `auto` is our decoder, or plain where it does not serve the model.
+    """The sampling of one student. engine: `auto` is our decoder, or plain where it does not serve the model;
+    vllm: who writes in mode `rollout` instead, if any.
 
-    reason: why plain, or None. Raises UsageError for `native` where it does not.
+    reason: why plain, or None. graphs: of the student's decode steps, where they are wanted.
+    Raises UsageError for `native` where it does not.
     """
 
-    def __init__(self, student: Student, engine: RolloutEngine = "auto") -> None:
-        self._student, self._engine = student, engine
+    def __init__(
+        self,
+        student: Student,
+        engine: RolloutEngine = "auto",
+        graphs: Graphs | None = None,
+        vllm: VllmRollouts | None = None,
+    ) -> None:
+        self._student, self._engine, self._graphs, self._vllm = student, engine, graphs, vllm
         self.reason: str | None = "asked for" if engine == "plain" else None
         self._checked = False
+
+    @property
+    def how(self) -> str:
+        """What the bits of a rollout depend on here, for the conditions of exact resume."""
+        if self._vllm:
+            return "vllm"
+        if self.reason is not None:
+            return "plain"
+        return "native, CUDA graphs" if self._graphs and self._graphs.fault is None else "native"
 
     @torch.no_grad()
     def sample(
@@ -75,6 +94,8 @@ class Rollouts:
         """
         # One change of mode for all tokens: with checkpointing each change walks every module.
         with self._student.mode(mode), evaluating(self._student.model):
+            if self._vllm and mode == "rollout":
+                return self._vllm.decode(prompts, draws, sampler, check, trace)
             if self.reason is None:
                 written = self._native(prompts, draws, sampler, mode, check, trace)
                 if written is not None:
@@ -98,7 +119,13 @@ class Rollouts:
         length = max(map(len, prompts)) + sampler.max_new_tokens
         self.reason = decoder.unsupported(self._student, length)
         if self.reason is None:
-            written = decoder.decode(self._student, prompts, draws, sampler, mode, check, trace)
+            graphs = self._graphs if mode == "rollout" else None
+            graphs = None if graphs and graphs.fault else graphs
+            try:
+                written = decoder.decode(self._student, prompts, draws, sampler, mode, check, trace, graphs)
+            finally:
+                if graphs and self._student.config.base_memory == "small":
+                    graphs.forget()
             if not self._checked:
                 self._checked = True
                 self.reason = disagreement(self._student, prompts, draws, sampler, mode, written)
@@ -146,18 +173,18 @@ def disagreement(
         before = hidden_BTH.shape[1] - len(heads[row]) - 1
         for position, token in enumerate(heads[row]):
             logits = torch.nn.functional.linear(hidden_BTH[row, before + position], head).float()[None]
-            slack = _slack(logits, sampler.temperature, hidden_BTH.dtype)
+            allowed = slack(logits, sampler.temperature, hidden_BTH.dtype)
             drawn = noise.of([draws[row]], position, logits.shape[1])
             score = scores(logits, drawn, position, sampler)[0]
             short = float(score.max() - score[token])
-            if not short <= slack:
+            if not short <= allowed:
                 return (
                     f"the first batch disagrees with a plain forward at token {position + 1} of sequence "
-                    f"{row + 1}: score {short:.3g} below the best, {slack:.3g} allowed"
+                    f"{row + 1}: score {short:.3g} below the best, {allowed:.3g} allowed"
                 )
     return None
 
 
-def _slack(logits: Tensor, temperature: float, dtype: torch.dtype) -> float:
-    """16 roundings of the largest logit, as a score."""
+def slack(logits: Tensor, temperature: float, dtype: torch.dtype) -> float:
+    """16 roundings of the largest logit, as a score: what two ways to the same logits may differ by."""
     return 16 * torch.finfo(dtype).eps * float(logits.abs().max()) / (temperature or 1.0)

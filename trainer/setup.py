@@ -13,6 +13,7 @@ from trainer.data import TrainData, load_rows
 from trainer.distributed import World
 from trainer.fence import Fence
 from trainer.folder import run_folder
+from trainer.graphs import Graphs
 from trainer.heldout import heldout_examples
 from trainer.layout import RunFolder
 from trainer.loss_kernel import choose_kernel
@@ -25,6 +26,7 @@ from trainer.settings import digest
 from trainer.student import build_student
 from trainer.teacher_cache import TeacherCompletions
 from trainer.teacher_topk import TeacherTopK
+from trainer.vllm_rollouts import VllmRollouts, check_served
 
 
 def prepare(config: TrainConfig, place: TrainPlace, world: World, stop: StopSignal) -> Session:
@@ -33,6 +35,8 @@ def prepare(config: TrainConfig, place: TrainPlace, world: World, stop: StopSign
     if place.deterministic:
         torch.use_deterministic_algorithms(True)
     kernel = choose_kernel(place.loss_kernel, world.device)
+    if place.rollout == "vllm":
+        check_served(config, world.device.type)
     folder = run_folder(config, place)
     models_dir = Path(place.models_dir) if place.models_dir else None
     tokenizer = load_tokenizer(config.model_name, config.model_revision, models_dir)
@@ -53,7 +57,9 @@ def prepare(config: TrainConfig, place: TrainPlace, world: World, stop: StopSign
     )
     student = build_student(model, config)
     stops = stop_tokens(student, tokenizer.eos_token_id)
-    rollouts = Rollouts(student, place.rollout)
+    graphs = Graphs() if place.cuda_graphs and world.device.type == "cuda" else None
+    vllm = VllmRollouts(student, place.vllm_memory) if place.rollout == "vllm" else None
+    rollouts = Rollouts(student, place.rollout, graphs, vllm)
     fence = Fence(folder)
     teacher_root, teacher = _teacher_root(folder), ""
     if config.seq_kd or config.teacher_topk:

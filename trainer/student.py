@@ -60,7 +60,8 @@ class Student:
             yield
         finally:
             self._turn(before)
-            if self._small and name == "rollout":
+            # The outermost block's end alone: each token of a rollout is computed in a block of its own.
+            if self._small and name == "rollout" != before:
                 self.free_merged()
 
     def _turn(self, mode: Mode) -> None:

@@ -171,6 +171,35 @@ def test_base_image_extras_and_names_are_the_callers(machine: Machine) -> None:
     assert wanted <= set(values(build, "--build-arg"))
 
 
+def test_the_trainer_with_vllm_is_asked_for_by_its_name(machine: Machine) -> None:
+    machine.engine("buildah")
+
+    assert machine.run("trainer", VARIANT="vllm", TAG="vllm").returncode == 0
+
+    (build,) = machine.calls()
+    assert "VARIANT=vllm" in values(build, "--build-arg")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (
+            {"VARIANT": "vllm", "EXTRAS": "quickstart"},
+            "VARIANT: vllm has no extras, got EXTRAS=quickstart; leave one of them out\n",
+        ),
+        ({"VARIANT": "trl"}, "VARIANT: must be vllm, got trl; leave it out for the usual trainer\n"),
+    ],
+)
+def test_another_variant_or_one_with_extras_is_refused(
+    machine: Machine, asked: dict[str, str], said: str
+) -> None:
+    machine.engine("buildah")
+
+    done = machine.run("trainer", **asked)
+
+    assert (done.returncode, done.stderr) == (2, said)
+
+
 def save(folder: Path, annotations: dict[str, str]) -> str:
     """An OCI layout of one layer; returns its manifest's digest."""
     blobs = folder / "blobs" / "sha256"

@@ -111,6 +111,23 @@ def test_everything_installed_is_pinned_by_hash() -> None:
         assert pin.startswith("#") or re.match(r"[\w-]+==[\w.]+ .*--hash=sha256:", pin), pin
 
 
+def test_vllm_is_in_its_own_variant_alone_and_pinned_with_what_the_trainer_needs() -> None:
+    pins = (ROOT / "images/vllm.txt").read_text(encoding="utf-8").replace("\\\n", "").splitlines()
+    for pin in pins:
+        assert pin.startswith("#") or re.match(r"[\w.-]+==[\w.+]+ .*--hash=sha256:", pin), pin
+    found = dict(pin.split()[0].split("==") for pin in pins if not pin.startswith("#"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    for wanted in project["dependencies"] + extras["trainer"] + extras["eval"]:
+        name, least = wanted.split(">=")
+        if name != "kubernetes":
+            version = [int(part) for part in re.findall(r"\d+", found[name])]
+            assert version >= [int(part) for part in least.split(".")], wanted
+    assert "vllm" in found
+    assert "kubernetes" not in found
+    assert not re.search(r"^name = .vllm", (ROOT / "uv.lock").read_text(encoding="utf-8"), re.MULTILINE)
+
+
 def copied_from_the_context() -> set[str]:
     return {
         source

@@ -96,7 +96,7 @@ def toy_session(folder: Path, config: TrainConfig = TOY) -> Session:
         "data": ToyData(),
         "heldout": [],
         "teacher": None,
-        "rollouts": SimpleNamespace(reason=None),
+        "rollouts": SimpleNamespace(how="native"),
     }
     return Session(
         config=config,

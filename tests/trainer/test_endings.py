@@ -85,7 +85,7 @@ def test_a_minimum_that_forbids_every_end_is_named() -> None:
 class _Scripted:
     """Rollouts of the toy that never end, or always."""
 
-    reason = None
+    how = "native"
 
     def __init__(self, ending: bool) -> None:
         self._ending = ending

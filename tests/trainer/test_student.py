@@ -350,3 +350,13 @@ def test_every_quant_type_trains_towards_its_teacher(
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_small_memory_keeps_rollout_weights_for_all_tokens_of_a_batch(make_model):
+    """Each token is computed in a block of its own within that of the rollouts."""
+    student = build_student(make_model("llama"), small_config(base_memory="small"))
+    with student.mode("rollout"):
+        made = [linear.made for linear in student.linears.values()]
+        student.hidden(torch.tensor([[1, 2]]), mode="rollout")
+        assert all(linear.made is old for linear, old in zip(student.linears.values(), made, strict=True))
+    assert all(linear.made is None for linear in student.linears.values())
