@@ -156,18 +156,14 @@ class TrainPlace(Settings):
     tags: list[str] = Field(default_factory=list, description="Free labels, kept in run.json.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute.")
     models_dir: str | None = Field(None, description="Where fetched models lie.")
-    micro_batch_split: Int = Field(
-        1, ge=1, description="Cut each micro-batch in this many parts (the out-of-memory remedy)."
-    )
+    micro_batch_split: Int = Field(1, ge=1, description="Parts of each micro-batch (out-of-memory remedy).")
     loss_kernel: Literal["auto", "torch", "triton"] = Field(
         "auto", description="auto: Triton's on CUDA if it agrees with torch's on the first rows."
     )
     stall_minutes: Float = Field(
-        10.0, gt=0, description="Exit 77 after this long without progress (or 20 median steps)."
+        10.0, gt=0, description="Exit 77 after no progress for so long (or 20 steps)."
     )
-    length_buckets: bool = Field(
-        True, description="Micro-batches of sequences of like length: less padding, the same step."
-    )
+    length_buckets: bool = Field(True, description="Micro-batches of like length: less padding.")
     rollout: RolloutEngine = Field(
         "auto",
         description="Who decodes: our decoder, its plain twin, or auto (plain where it must be); vllm for "
@@ -176,9 +172,7 @@ class TrainPlace(Settings):
     vllm_memory: Float = Field(
         0.3, gt=0, lt=1, description="rollout vllm: share of the GPU's memory it may take while it writes."
     )
-    cuda_graphs: bool = Field(
-        True, description="CUDA: our decoder replays recorded steps once they agree with plain ones."
-    )
+    cuda_graphs: bool = Field(True, description="CUDA: replay decode steps once they agree with plain ones.")
     deterministic: bool = Field(False, description="CUDA: refuse operations that vary by run.")
 
 
