@@ -129,7 +129,7 @@ def _given_up(folder: RunFolder, now: float, age_s: float) -> bool:
 
 
 def _teacher(dump: Dump, now: float, age_s: float) -> Iterator[Found]:
-    # A run that starts with one of these folders touches it, and trains for less than that.
+    # A run touches the folder at every step that reads it.
     for path in sorted(dump.teacher.glob("*")):
         over = partial(_old, path, now, age_s)
         if not path.is_symlink() and not is_aside(path) and over():

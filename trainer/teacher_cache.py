@@ -48,7 +48,6 @@ class TeacherCompletions:
             sorted(stops),
         ]
         self._folder = root / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-        mark_used(self._folder)
 
     def complete(
         self, examples: Sequence[Example], check: Callable[[], None] = lambda: None
@@ -61,6 +60,7 @@ class TeacherCompletions:
             written = self._rollouts.sample(prompts, draws, self._sampler, "teacher", check)
             for example, completion in zip(examples, written, strict=True):
                 write_json_once(self._file(example), {"v": 1, "completion": completion})
+        mark_used(self._folder)
         return [completion for example in examples if (completion := self._read(example)) is not None]
 
     def _file(self, example: Example) -> Path:

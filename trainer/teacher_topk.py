@@ -48,7 +48,6 @@ class TeacherTopK:
         self._student, self._config, self._k = student, config, config.teacher_topk
         settings = ["topk", fingerprint, config.mixed_precision, self._k, config.loss_temperature]
         self._folder = root / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-        mark_used(self._folder)
         self.error: float | None = None
         self._first: tuple[float, float] | None = None
 
@@ -59,6 +58,7 @@ class TeacherTopK:
         """
         config, student = self._config, self._student
         kept = [self.of(example) for example in examples]
+        mark_used(self._folder)
         top = TopK(*(torch.cat(parts).to(student_NH.device) for parts in zip(*kept, strict=True)))
         loss = fused_topk_jsd(student_NH, student.head("student"), top, config.beta, config.loss_temperature)
         if self.error is None and self._first is None:

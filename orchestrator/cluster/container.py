@@ -59,8 +59,9 @@ def container_of(job: Mapping[str, Any], folder: Path, devices: tuple[str, ...])
         JOB_UID_ENV: job["uid"],
         "CUDA_VISIBLE_DEVICES": ",".join(devices),
     }
-    cores = int(read_quantity(str(spec.get("resources", {}).get("requests", {}).get("cpu", 0))))
-    if cores and not devices:  # more threads than cores would only hinder the Jobs beside it
+    cpu = spec.get("resources", {}).get("requests", {}).get("cpu")
+    if cpu and not devices:  # more threads than cores would only hinder the Jobs beside it
+        cores = max(1, int(read_quantity(str(cpu))))
         env.setdefault("OMP_NUM_THREADS", str(min(cores, len(os.sched_getaffinity(0)))))
     cwd = job.get("cwd")
     return Container(

@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.profile import UNPUBLISHED_IMAGE, Profile
 from orchestrator.sweep.naming import LABEL_MANAGED_BY, LABEL_STAGE, MANAGED_BY
-from orchestrator.sweep.quantity import memory_bytes
+from orchestrator.sweep.quantity import memory_bytes, read_quantity
 
 MAX_BYTES = 200_000
 MAX_ARGS_BYTES = 128_000
@@ -172,10 +172,21 @@ def _resources(container: Mapping[str, Any], profile: Profile) -> Iterator[str]:
         if not requests.get(field):
             yield f"resources.requests.{field}: must be set, got none"
     memory = str(limits.get("memory", ""))
+    asked = {f"requests.{field}": requests.get(field) for field in ("cpu", "memory")}
+    unread = list(_unreadable(asked | {"limits.memory": memory}))
+    yield from unread
     if not memory:
         yield "resources.limits.memory: must be set, got none"
-    elif profile.maxMemory and memory_bytes(memory) > memory_bytes(profile.maxMemory):
+    elif profile.maxMemory and not unread and memory_bytes(memory) > memory_bytes(profile.maxMemory):
         yield f"resources.limits.memory: must be at most maxMemory {profile.maxMemory}, got {memory}"
+
+
+def _unreadable(quantities: Mapping[str, Any]) -> Iterator[str]:
+    for field, text in quantities.items():
+        try:
+            read_quantity(str(text or 0))
+        except ValueError as error:
+            yield f"resources.{field}: {error}"
 
 
 def _map(value: Mapping[str, Any], *path: str) -> Mapping[str, Any]:

@@ -100,6 +100,14 @@ BREAKS: dict[str, tuple[Break, str]] = {
         lambda j, p, c: c["resources"]["requests"].pop("cpu"),
         "trainer: resources.req",
     ),
+    "memory that is no quantity": (
+        lambda j, p, c: c["resources"]["limits"].update(memory="64GB"),
+        "trainer: resources.limits.memory: quantity: must be a number with a unit, got '64GB'",
+    ),
+    "cores that are none": (
+        lambda j, p, c: c["resources"]["requests"].update(cpu="four"),
+        "trainer: resources.requests.cpu: quantity: must be",
+    ),
     "a port of the host": (lambda j, p, c: c.update(ports=[{"hostPort": 80}]), "trainer: ports"),
     "a bad init container": (
         lambda j, p, c: p.update(initContainers=[{**c, "name": "init", "image": "x:1"}]),
